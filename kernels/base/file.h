@@ -1,0 +1,81 @@
+// Files: read through a read-only map, written by write() to a temporary file, synced, renamed. Nothing half-written stays.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace quest {
+
+// A file mapped read-only for the life of the object. An empty file maps to an empty span.
+class MappedFile {
+ public:
+  MappedFile() = default;
+  explicit MappedFile(const std::string& path);  // throws Error(input) when it cannot be opened
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&& other) noexcept;
+  ~MappedFile();
+
+  const std::byte* data() const { return data_; }
+  size_t size() const { return size_; }
+  const std::string& path() const { return path_; }
+  std::string_view text() const { return {reinterpret_cast<const char*>(data_), size_}; }
+
+  // The whole file as an array of T; throws Error(input) unless its size is a multiple of sizeof(T).
+  template <class T>
+  std::span<const T> array() const {
+    require_multiple(sizeof(T));
+    return {reinterpret_cast<const T*>(data_), size_ / sizeof(T)};
+  }
+
+ private:
+  void require_multiple(size_t element) const;
+  const std::byte* data_ = nullptr;
+  size_t size_ = 0;
+  std::string path_;
+};
+
+// Buffered writer of PATH.tmp; commit() flushes, syncs and renames it to PATH. Without commit() nothing stays.
+// Every failure throws Error(machine).
+class OutFile {
+ public:
+  explicit OutFile(const std::string& path);
+  OutFile(const OutFile&) = delete;
+  OutFile& operator=(const OutFile&) = delete;
+  ~OutFile();
+  void write(const void* bytes, size_t count);
+  void write(std::string_view text) { write(text.data(), text.size()); }
+  template <class T>
+  void put(const T& value) { write(&value, sizeof value); }
+  void commit();
+
+ private:
+  void flush();
+  std::string path_, temporary_, buffer_;
+  int fd_ = -1;
+};
+
+void write_file(const std::string& path, std::string_view text);  // OutFile in one call
+std::string read_file(const std::string& path);                   // throws Error(input)
+bool exists(const std::string& path);
+void make_folders(const std::string& path);                       // mkdir -p; throws Error(machine)
+void sync_folder(const std::string& path);                        // fsync of a directory; throws Error(machine)
+
+// Builds a folder beside its place (PATH.tmp) and moves it there by commit(); removed when not committed.
+// An existing PATH is refused (Error(usage)).
+class OutFolder {
+ public:
+  explicit OutFolder(const std::string& path);
+  OutFolder(const OutFolder&) = delete;
+  OutFolder& operator=(const OutFolder&) = delete;
+  ~OutFolder();
+  std::string file(const std::string& name) const { return temporary_ + "/" + name; }
+  void commit();
+
+ private:
+  std::string path_, temporary_;
+  bool committed_ = false;
+};
+
+}  // namespace quest

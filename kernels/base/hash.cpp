@@ -1,0 +1,97 @@
+#include "kernels/base/hash.h"
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/base/file.h"
+
+namespace quest {
+
+// FIPS 180-4, 4.2.2: the first 32 bits of the fractional parts of the cube roots of the first 64 primes.
+static constexpr uint32_t sha256_k[64] = {
+    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
+    0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
+    0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
+    0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
+    0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
+    0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
+    0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
+    0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
+
+Sha::Sha(Kind kind) : kind_(kind) {
+  static constexpr uint32_t start1[8] = {0x67452301, 0xefcdab89, 0x98badcfe, 0x10325476, 0xc3d2e1f0, 0, 0, 0};
+  static constexpr uint32_t start256[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                                           0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+  memcpy(state_, kind == Kind::sha1 ? start1 : start256, sizeof state_);
+}
+
+void Sha::block(const unsigned char* p) {
+  uint32_t w[80], s[8];
+  for (int i = 0; i < 16; ++i)
+    w[i] = uint32_t(p[4 * i]) << 24 | uint32_t(p[4 * i + 1]) << 16 | uint32_t(p[4 * i + 2]) << 8 | p[4 * i + 3];
+  memcpy(s, state_, sizeof s);
+  auto& [a, b, c, d, e, f, g, h] = s;
+  if (kind_ == Kind::sha1) {
+    for (int i = 16; i < 80; ++i) w[i] = std::rotl(w[i - 3] ^ w[i - 8] ^ w[i - 14] ^ w[i - 16], 1);
+    for (int i = 0; i < 80; ++i) {
+      const uint32_t mixed = i < 20 ? ((b & c) | (~b & d)) + 0x5a827999
+                           : i < 40 ? (b ^ c ^ d) + 0x6ed9eba1
+                           : i < 60 ? ((b & c) | (b & d) | (c & d)) + 0x8f1bbcdc
+                                    : (b ^ c ^ d) + 0xca62c1d6;
+      const uint32_t t = std::rotl(a, 5) + mixed + e + w[i];
+      e = d, d = c, c = std::rotl(b, 30), b = a, a = t;
+    }
+  } else {
+    for (int i = 16; i < 64; ++i) {
+      const uint32_t x = w[i - 15], y = w[i - 2];
+      w[i] = w[i - 16] + (std::rotr(x, 7) ^ std::rotr(x, 18) ^ (x >> 3)) + w[i - 7] +
+             (std::rotr(y, 17) ^ std::rotr(y, 19) ^ (y >> 10));
+    }
+    for (int i = 0; i < 64; ++i) {
+      const uint32_t t1 = h + (std::rotr(e, 6) ^ std::rotr(e, 11) ^ std::rotr(e, 25)) + ((e & f) ^ (~e & g)) +
+                          sha256_k[i] + w[i];
+      const uint32_t t2 = (std::rotr(a, 2) ^ std::rotr(a, 13) ^ std::rotr(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
+      h = g, g = f, f = e, e = d + t1, d = c, c = b, b = a, a = t1 + t2;
+    }
+  }
+  for (int i = 0; i < 8; ++i) state_[i] += kind_ == Kind::sha1 && i > 4 ? 0 : s[i];
+}
+
+void Sha::update(const void* bytes, size_t count) {
+  const unsigned char* p = static_cast<const unsigned char*>(bytes);
+  for (size_t fill = total_ % 64; count;) {
+    const size_t n = std::min(count, 64 - fill);
+    memcpy(buffer_ + fill, p, n);
+    p += n, count -= n, total_ += n, fill += n;
+    if (fill == 64) block(buffer_), fill = 0;
+  }
+}
+
+std::string Sha::hex() {
+  const uint64_t bits = total_ * 8;
+  static constexpr unsigned char padding[64] = {0x80};
+  update(padding, 1 + (119 - total_ % 64) % 64);
+  unsigned char length[8];
+  for (int i = 0; i < 8; ++i) length[i] = static_cast<unsigned char>(bits >> (56 - 8 * i));
+  update(length, 8);
+  std::string out;
+  for (int i = 0; i < (kind_ == Kind::sha1 ? 20 : 32); ++i) {
+    const unsigned byte = state_[i / 4] >> (24 - 8 * (i % 4)) & 255;
+    out += "0123456789abcdef"[byte >> 4];
+    out += "0123456789abcdef"[byte & 15];
+  }
+  return out;
+}
+
+static std::string digest(Sha::Kind kind, std::string_view bytes) {
+  Sha sha(kind);
+  sha.update(bytes.data(), bytes.size());
+  return sha.hex();
+}
+
+std::string sha256_hex(std::string_view bytes) { return digest(Sha::Kind::sha256, bytes); }
+std::string sha1_hex(std::string_view bytes) { return digest(Sha::Kind::sha1, bytes); }
+std::string sha256_file(const std::string& path) { return sha256_hex(MappedFile(path).text()); }
+
+}  // namespace quest

@@ -1,0 +1,156 @@
+// THE contract: every operation on activations, once, with its shapes; each forward is followed by its backward.
+//
+// The graph (model/forward.cpp, model/backward.cpp) is written once against this table. cpu_ops() fills it with fast
+// code; tests fill it from ref.h over double and std::complex<double>, so the production graph itself is proved.
+//
+// Letters: R rows of a pass, Q query rows (R, or fewer in the last layer), d width, H heads, G key/value heads,
+//          D head size, M MLP width, K prompt rows, T texts, B pairs, U queries and L labels of a batch.
+// Types:   "act" is ops.activation (bf16 or f32), "acc" is ops.accumulator (f32). Every op rounds its output to the
+//          stored type of its destination, once.
+// Gradients: dx is the gradient of x. "=" writes, "+=" adds; each line says which. Sums go in the order stated.
+// Bits:    an output depends on its own row and the inner length alone: not on the number of rows, on the other
+//          rows, on the tile or on the number of threads.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace quest {
+
+class Threads;
+class Arena;
+
+enum class Type : uint8_t { f32, f16, bf16, q4_1, q8_0, ref_double, ref_complex };
+
+// A matrix somewhere in memory: rows x cols elements, `stride` elements from one row to the next.
+// Quantised types are weights only: rows are whole blocks, stride == cols.
+struct View {
+  void* data = nullptr;
+  Type type = Type::f32;
+  int64_t rows = 0, cols = 0, stride = 0;
+};
+
+int64_t row_bytes(Type type, int64_t cols);  // bytes of `cols` elements (a multiple of the block for packed types)
+
+inline void* row_pointer(const View& v, int64_t row) {
+  return static_cast<std::byte*>(v.data) + row * row_bytes(v.type, v.stride);
+}
+inline View rows_of(const View& v, int64_t first, int64_t count) {
+  return {row_pointer(v, first), v.type, count, v.cols, v.stride};
+}
+inline View columns_of(const View& v, int64_t first, int64_t count) {  // plain types only
+  return {static_cast<std::byte*>(v.data) + row_bytes(v.type, first), v.type, v.rows, count, v.stride};
+}
+
+// Keys and values of some rows, all layers: layer l starts at data + l * layer_bytes; a row is [keys G*D | values G*D].
+struct KeyValues {
+  std::byte* data = nullptr;
+  int64_t layer_bytes = 0;
+  int64_t rows = 0;
+};
+
+// One text, or one copy of the prompt: rows that see their context (all of it) and each other (causally).
+struct Group {
+  KeyValues context;         // rows == 0: none
+  int32_t row = 0, rows = 0;      // own rows within the pass
+  int32_t query = 0, queries = 0; // its query rows within the Q rows: the last `queries` of its own rows
+};
+
+struct Heads { int64_t heads, kv_heads, size; };
+
+struct Pair { int32_t query, label; };  // row of the U queries, row of the L labels
+
+struct AdamW { double rate, beta1, beta2, epsilon, decay; int64_t step; };  // step counts from 1
+
+enum class Into { set, add };
+
+struct Ops;
+struct Context {
+  const Ops* ops;
+  Threads* threads;
+  Arena* arena;  // scratch; every op leaves it as it found it
+};
+
+struct Ops {
+  const char* path;  // name of the kernel path, recorded in every run
+  Type activation, accumulator;
+
+  // x[i] = table[ids[i]]                                             table [V,d] packed, x [R,d] acc
+  void (*embed)(const Context&, View table, const int32_t* ids, View x);
+  // x[i] = prompt[i mod K]                                           prompt [K,d] acc, x [n*K,d] acc
+  void (*repeat)(const Context&, View prompt, View x);
+  // dprompt[k] += sum over texts t, ascending, of dx[t*K+k]
+  void (*repeat_backward)(const Context&, View dx, View dprompt);
+  // y[i] = x[rows[i]]                                                acc, acc
+  void (*gather)(const Context&, View x, const int32_t* rows, View y);
+  // dx[rows[i]] += dy[i], i ascending
+  void (*gather_backward)(const Context&, View dy, const int32_t* rows, View dx);
+  // y += x                                                           acc, acc
+  void (*add)(const Context&, View x, View y);
+  // y = 0                                                            acc
+  void (*zero)(const Context&, View y);
+
+  // y = x / sqrt(mean(x^2) + eps) * w, row by row                    x [R,d] acc, w [1,d] f32, y [R,d] act or acc
+  void (*rmsnorm)(const Context&, View x, View w, double eps, View y);
+  // dx += ...                                                        dy [R,d] acc
+  void (*rmsnorm_backward)(const Context&, View dy, View x, View w, double eps, View dx);
+
+  // y = (or +=) x . w^T                                              x [R,n] act, w [m,n] packed, y [R,m] act or acc
+  void (*matmul)(const Context&, View x, View w, View y, Into);
+  // dx = (or +=) dy . w                                              dy [R,m] acc (an operand: rounded to act), dx acc
+  void (*matmul_backward)(const Context&, View dy, View w, View dx, Into);
+
+  // Adjacent pairs (2j, 2j+1) of every head turn by angle position * frequency_j.
+  // x [R,heads*D] acc, turns [P,D] f32: cos at 2j, sin at 2j+1 of row `position`; y [R,heads*D] act
+  void (*rope)(const Context&, View x, const int32_t* positions, View turns, View y);
+  // dx = dy turned back                                              acc, acc
+  void (*rope_backward)(const Context&, View dy, const int32_t* positions, View turns, View dx);
+
+  // out = softmax(q k^T / sqrt(D)) v over [context][own rows up to the query's]; head h uses kv head h / (H/G)
+  // q [Q,H*D] act, kv [R,2*G*D] act, out [Q,H*D] act
+  void (*attention)(const Context&, Heads, int64_t layer, const Group*, int64_t groups, View q, View kv, View out);
+  // dq =, dkv = (own rows); dcontext +=, group by group in order, when dcontext.data (all groups share one context)
+  // dout [Q,H*D] acc, dq [Q,H*D] acc, dkv [R,2*G*D] acc, dcontext [C,2*G*D] acc
+  void (*attention_backward)(const Context&, Heads, int64_t layer, const Group*, int64_t groups, View dout, View q,
+                             View kv, View dq, View dkv, View dcontext);
+
+  // y = silu(gate) * up                                              [R,M] act
+  void (*swiglu)(const Context&, View gate, View up, View y);
+  // dgate =, dup =                                                   dy, dgate, dup [R,M] acc
+  void (*swiglu_backward)(const Context&, View dy, View gate, View up, View dgate, View dup);
+
+  // e[g] = mean of the group's query rows of h                       h [Q,d] acc, e [groups,d] acc
+  void (*pool)(const Context&, const Group*, int64_t groups, View h, View e);
+  // dh = de / count
+  void (*pool_backward)(const Context&, const Group*, int64_t groups, View de, View dh);
+
+  // u = (e - mean) / |e - mean|                                      e, u [T,d] acc, mean [1,d] acc or none; frozen
+  void (*normalize)(const Context&, View e, View mean, View u);
+  // de = (du - u (u . du)) / |e - mean|
+  void (*normalize_backward)(const Context&, View du, View e, View mean, View de);
+
+  // s = q . l^T / temperature                                        q [U,d], l [L,d], s [U,L] acc
+  void (*similarity)(const Context&, View q, View l, double temperature, View s);
+  // dq =, dl =
+  void (*similarity_backward)(const Context&, View ds, View q, View l, double temperature, View dq, View dl);
+
+  // loss = mean over pairs i of [ logsumexp_j s[q_i, j] - s[q_i, l_i] ], j over labels not hidden[i*L + j]; symmetric:
+  // half of that and half of the same over queries of column l_i, hidden_queries[i*U + u]. (Eq. 5, with temperature.)
+  // s [U,L] acc, loss [1,1] acc; hidden_queries == nullptr: one way
+  void (*contrastive)(const Context&, View s, const Pair*, int64_t pairs, const uint8_t* hidden,
+                      const uint8_t* hidden_queries, View loss);
+  // ds = d loss / d s, pairs ascending
+  void (*contrastive_backward)(const Context&, View s, const Pair*, int64_t pairs, const uint8_t* hidden,
+                               const uint8_t* hidden_queries, View ds);
+
+  // norm = |g|                                                       g acc any shape, norm [1,1] acc
+  void (*norm)(const Context&, View g, View norm);
+  // One step of AdamW (Loshchilov & Hutter 2019) on p; the gradient is g * min(1, clip / norm) when clip > 0.
+  // p, g, m, v [K,d] acc
+  void (*adamw)(const Context&, View p, View g, View m, View v, View norm, double clip, AdamW);
+};
+
+// The kernel paths of this machine, best first: "avx512bf16", "avx512", "avx2", "portable". path == nullptr: the best;
+// throws Error(usage) for one that the machine lacks. activation: bf16 or f32.
+const Ops* cpu_ops(const char* path, Type activation);
+
+}  // namespace quest
