@@ -1,19 +1,119 @@
-# First cut: replaced by the full one.
-CXX ?= g++
-BUILD ?= build
-CXXFLAGS = -std=c++20 -O3 -g -I. -Wall -Wextra -Wshadow -ffp-contract=off -MMD -MP $(if $(WERROR),-Werror)
-LDLIBS = -lz -lsimdjson -lutf8proc -lpthread
-SRC = $(filter-out tools/main.cpp,$(wildcard kernels/base/*.cpp kernels/*.cpp model/*.cpp sampling/*.cpp index/*.cpp train/*.cpp tools/*.cpp))
+# QUEST: `make` builds ./quest, `make test` runs every test, `make help` explains.
+ifeq ($(MAKELEVEL),0)
+MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)# a -j on the command line wins
+endif
+MAKEFLAGS += --no-builtin-rules
+BUILD ?= build$(if $(SAN),/san)$(if $(WERROR),/werror)
+QUEST = $(if $(filter build build/werror,$(BUILD)),quest,$(BUILD)/quest)
+CXXFLAGS ?= -O3 -g1
+Q = $(if $(V),,@)
+
+# -- what is compiled, and how -----------------------------------------------------------------------------------------
+FLAGS = -std=c++20 -I. -Wall -Wextra -Wshadow -ffp-contract=off $(if $(WERROR),-Werror) $(CXXFLAGS) $(SAN_FLAGS)
+SAN_FLAGS = $(if $(SAN),-O1 -fno-omit-frame-pointer -fsanitize=address$(,)undefined -fno-sanitize-recover=all)
+LDLIBS = -lz -lsimdjson -lutf8proc -pthread
+, := ,
+hash := \#
+
+SRC := $(filter-out tools/main.cpp,$(wildcard $(addsuffix /*.cpp,kernels/base kernels model sampling index train tools)))
+TEST_SRC := $(wildcard tests/*.cpp $(addprefix tests/,kernels/*.cpp model/*.cpp sampling/*.cpp index/*.cpp train/*.cpp) \
+  tests/tools/*_test.cpp)
+PROGRAMS := $(filter-out %_test,$(basename $(notdir $(wildcard tests/tools/*.cpp))))
 OBJ = $(SRC:%.cpp=$(BUILD)/%.o)
-TESTS = $(wildcard tests/*.cpp)
-quest: $(OBJ) $(BUILD)/tools/main.o
-	$(CXX) $^ -o $@ $(LDLIBS)
-$(BUILD)/tests/all: $(OBJ) $(TESTS:%.cpp=$(BUILD)/%.o)
-	$(CXX) $^ -o $@ $(LDLIBS) -lgtest
-$(BUILD)/%avx2.o: CXXFLAGS += -mavx2 -mfma
-$(BUILD)/%avx512.o: CXXFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma
-$(BUILD)/%avx512bf16.o: CXXFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma
-$(BUILD)/%.o: %.cpp
+TEST_OBJ = $(TEST_SRC:%.cpp=$(BUILD)/%.o)
+ALL_OBJ = $(OBJ) $(BUILD)/tools/main.o $(TEST_OBJ) $(PROGRAMS:%=$(BUILD)/tests/tools/%.o)
+
+$(QUEST): $(OBJ) $(BUILD)/tools/main.o
+	@echo "  LINK  $@"
+	$(Q)$(CXX) $(FLAGS) $^ -o $@ $(LDLIBS)
+
+$(BUILD)/tests/all: $(OBJ) $(TEST_OBJ)
+	@echo "  LINK  $@"
+	$(Q)$(CXX) $(FLAGS) $^ -o $@ $(LDLIBS) -lgtest
+
+$(PROGRAMS:%=$(BUILD)/tools/%): $(BUILD)/tools/%: $(BUILD)/tests/tools/%.o $(filter $(BUILD)/kernels/%,$(OBJ))
+	@echo "  LINK  $@"
+	$(Q)$(CXX) $(FLAGS) $^ -o $@ $(LDLIBS)
+
+# Instruction sets: only these files, chosen by cpuid at run time.
+$(BUILD)/%avx2.o: ISA = -mavx2 -mfma
+$(BUILD)/%avx512.o: ISA = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma
+$(BUILD)/%avx512bf16.o: ISA = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma
+# Tests find the tree, and what was built, through these.
+$(BUILD)/tests/%.o: ISA = -DSOURCE_ROOT='"$(CURDIR)"' -DBUILD_ROOT='"$(abspath $(BUILD))"' \
+  -DQUEST_BINARY='"$(abspath $(QUEST))"'
+
+$(BUILD)/%.o: %.cpp $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CXX) $(CXXFLAGS) -c $< -o $@
--include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+	@echo "  CXX   $<"
+	$(Q)$(CXX) $(FLAGS) $(ISA) -MMD -MP -c $< -o $@
+
+$(BUILD)/faults.so: tests/faults.c $(BUILD)/flags
+	@echo "  CXX   $<"
+	$(Q)$(CXX) -x c -std=gnu11 -O1 -Wall -Wextra -Werror -shared -fPIC $< -o $@ -ldl
+
+# Changes only when compiler or flags do; then everything is compiled again.
+$(BUILD)/flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(CURDIR) $(CXX) $(FLAGS)' | cmp -s - $@ || echo '$(CURDIR) $(CXX) $(FLAGS)' >$@
+FORCE:
+
+-include $(ALL_OBJ:.o=.d)
+
+# -- libraries: one preprocessor call says which headers are missing ---------------------------------------------------
+ifneq (,$(filter-out clean help size layers,$(or $(MAKECMDGOALS),all)))
+HEADERS = zlib1g-dev:zlib.h libsimdjson-dev:simdjson.h libutf8proc-dev:utf8proc.h libhnswlib-dev:hnswlib/hnswlib.h \
+  $(if $(filter test tests mutants %/tests/all,$(MAKECMDGOALS)),libgtest-dev:gtest/gtest.h)
+PROBE = \
+  $(hash)if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12\ntoo-old\n$(hash)endif\n\
+  $(foreach h,$(HEADERS),$(hash)if !__has_include(<$(lastword $(subst :, ,$(h)))>)\n$(firstword $(subst :, ,$(h)))\n$(hash)endif\n)
+NEEDED := $(shell command -v $(CXX) >/dev/null || echo g++; printf '$(PROBE)' | $(CXX) -E -P -x c++ - 2>/dev/null)
+ifneq (,$(filter too-old,$(NEEDED)))
+$(error $(CXX) is older than g++ 12: install g++-12 and run make CXX=g++-12)
+endif
+WANTED := $(if $(wildcard $(BUILD)/asked-for-pip),,$(shell command -v pip3 >/dev/null || echo python3-pip))
+ifneq (,$(NEEDED)$(WANTED))
+$(ALL_OBJ): | libraries
+libraries: $(BUILD)/flags
+	@CXX='$(CXX)' DEPS='$(DEPS)' sh tools/libraries.sh '$(NEEDED)' '$(WANTED)'
+	@touch $(BUILD)/asked-for-pip
+endif
+endif
+
+# -- what a person asks for --------------------------------------------------------------------------------------------
+.PHONY: FORCE libraries all test tests size layers mutants bench-matmul clean help
+.DEFAULT_GOAL := all
+all: $(QUEST)
+	@$(if $(MAKECMDGOALS),,echo "$(QUEST) is ready; try: ./$(QUEST) help")
+
+tests: $(QUEST) $(BUILD)/tests/all $(BUILD)/faults.so
+
+test: tests
+	@$(BUILD)/tests/all $(if $(TEST),--gtest_filter='$(TEST)')
+
+size:
+	@sh tests/size.sh
+
+layers:
+	@sh tests/layers.sh
+
+mutants: $(BUILD)/tools/mutants
+	@$< $(or $(SEED),0) $(or $(COUNT),0)
+
+bench-matmul: $(BUILD)/tools/matmul_bench
+	@$<
+
+clean:
+	rm -rf build quest
+
+help:
+	@echo "make                    build ./quest (installs missing libraries where it may; DEPS=0 only names them)"
+	@echo "make test               build and run every test; TEST='Suite.*' chooses; ends: N passed, N failed, N skipped"
+	@echo "make SAN=1 test         the same under the address and undefined-behaviour sanitizers"
+	@echo "make size               lines of code by folder, without tests, blank lines and comments"
+	@echo "make layers             check which folder includes which (part of make test)"
+	@echo "make mutants            break the arithmetic in every way that should make a test fail (hours);"
+	@echo "                        SEED=1 COUNT=20 takes a sample of 20 (minutes)"
+	@echo "make bench-matmul       measure the matrix products against this machine's ceiling"
+	@echo "make clean              remove build/ and ./quest; run folders stay"
+	@echo "Variables: CXX=g++-12  CXXFLAGS='-O3 -g1'  WERROR=1 warnings are errors  V=1 whole commands  -j2 two jobs"

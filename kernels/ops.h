@@ -1,12 +1,12 @@
 // THE contract: every operation on activations, once, with its shapes; each forward is followed by its backward.
 //
-// The graph (model/forward.cpp, model/backward.cpp) is written once against this table. cpu_ops() fills it with fast
-// code; tests fill it from ref.h over double and std::complex<double>, so the production graph itself is proved.
+// The graph (model/forward.cpp, model/backward.cpp) is written once against this table. cpu_ops() fills it with
+// fast code; tests fill it from ref.h over double and std::complex<double>, so the production graph is proved.
 //
 // Letters: R rows of a pass, Q query rows (R, or fewer in the last layer), d width, H heads, G key/value heads,
 //          D head size, M MLP width, K prompt rows, T texts, B pairs, U queries and L labels of a batch.
-// Types:   "act" is ops.activation (bf16 or f32), "acc" is ops.accumulator (f32). Every op rounds its output to the
-//          stored type of its destination, once.
+// Types:   "act" is ops.activation (bf16 or f32), "acc" is ops.accumulator (f32). Every op rounds its output to
+//          the stored type of its destination, once.
 // Gradients: dx is the gradient of x. "=" writes, "+=" adds; each line says which. Sums go in the order stated.
 // Bits:    an output depends on its own row and the inner length alone: not on the number of rows, on the other
 //          rows, on the tile or on the number of threads.
@@ -29,7 +29,7 @@ struct View {
   int64_t rows = 0, cols = 0, stride = 0;
 };
 
-int64_t row_bytes(Type type, int64_t cols);  // bytes of `cols` elements (a multiple of the block for packed types)
+int64_t row_bytes(Type type, int64_t cols);  // of `cols` elements (packed types: a multiple of the block)
 
 inline void* row_pointer(const View& v, int64_t row) {
   return static_cast<std::byte*>(v.data) + row * row_bytes(v.type, v.stride);
@@ -41,7 +41,8 @@ inline View columns_of(const View& v, int64_t first, int64_t count) {  // plain 
   return {static_cast<std::byte*>(v.data) + row_bytes(v.type, first), v.type, v.rows, count, v.stride};
 }
 
-// Keys and values of some rows, all layers: layer l starts at data + l * layer_bytes; a row is [keys G*D | values G*D].
+// Keys and values of some rows, all layers: layer l starts at data + l * layer_bytes; a row is
+// [keys G*D | values G*D].
 struct KeyValues {
   std::byte* data = nullptr;
   int64_t layer_bytes = 0;
@@ -70,8 +71,11 @@ struct Context {
   Arena* arena;  // scratch; every op leaves it as it found it
 };
 
+struct MatmulPath;  // matmul.h
+
 struct Ops {
   const char* path;  // name of the kernel path, recorded in every run
+  const MatmulPath* matmul_path;
   Type activation, accumulator;
 
   // x[i] = table[ids[i]]                                             table [V,d] packed, x [R,d] acc
@@ -89,14 +93,14 @@ struct Ops {
   // y = 0                                                            acc
   void (*zero)(const Context&, View y);
 
-  // y = x / sqrt(mean(x^2) + eps) * w, row by row                    x [R,d] acc, w [1,d] f32, y [R,d] act or acc
+  // y = x / sqrt(mean(x^2) + eps) * w, row by row                 x [R,d] acc, w [1,d] f32, y [R,d] act or acc
   void (*rmsnorm)(const Context&, View x, View w, double eps, View y);
   // dx += ...                                                        dy [R,d] acc
   void (*rmsnorm_backward)(const Context&, View dy, View x, View w, double eps, View dx);
 
-  // y = (or +=) x . w^T                                              x [R,n] act, w [m,n] packed, y [R,m] act or acc
+  // y = (or +=) x . w^T                                    x [R,n] act, w [m,n] packed, y [R,m] act or acc
   void (*matmul)(const Context&, View x, View w, View y, Into);
-  // dx = (or +=) dy . w                                              dy [R,m] acc (an operand: rounded to act), dx acc
+  // dx = (or +=) dy . w                         dy [R,m] acc (an operand: rounded to act), dx [R,n] acc
   void (*matmul_backward)(const Context&, View dy, View w, View dx, Into);
 
   // Adjacent pairs (2j, 2j+1) of every head turn by angle position * frequency_j.
@@ -105,13 +109,14 @@ struct Ops {
   // dx = dy turned back                                              acc, acc
   void (*rope_backward)(const Context&, View dy, const int32_t* positions, View turns, View dx);
 
-  // out = softmax(q k^T / sqrt(D)) v over [context][own rows up to the query's]; head h uses kv head h / (H/G)
+  // out = softmax(q k^T / sqrt(D)) v over [context][own rows up to the query's]; head h uses kv head h/(H/G)
   // q [Q,H*D] act, kv [R,2*G*D] act, out [Q,H*D] act
-  void (*attention)(const Context&, Heads, int64_t layer, const Group*, int64_t groups, View q, View kv, View out);
-  // dq =, dkv = (own rows); dcontext +=, group by group in order, when dcontext.data (all groups share one context)
+  void (*attention)(const Context&, Heads, int64_t layer, const Group*, int64_t groups, View q, View kv,
+                    View out);
+  // dq =, dkv = (own rows); dcontext +=, group by group in order, when dcontext.data (one context for all groups)
   // dout [Q,H*D] acc, dq [Q,H*D] acc, dkv [R,2*G*D] acc, dcontext [C,2*G*D] acc
-  void (*attention_backward)(const Context&, Heads, int64_t layer, const Group*, int64_t groups, View dout, View q,
-                             View kv, View dq, View dkv, View dcontext);
+  void (*attention_backward)(const Context&, Heads, int64_t layer, const Group*, int64_t groups, View dout,
+                             View q, View kv, View dq, View dkv, View dcontext);
 
   // y = silu(gate) * up                                              [R,M] act
   void (*swiglu)(const Context&, View gate, View up, View y);
@@ -123,7 +128,7 @@ struct Ops {
   // dh = de / count
   void (*pool_backward)(const Context&, const Group*, int64_t groups, View de, View dh);
 
-  // u = (e - mean) / |e - mean|                                      e, u [T,d] acc, mean [1,d] acc or none; frozen
+  // u = (e - mean) / |e - mean|                           e, u [T,d] acc, mean [1,d] acc or none: a constant
   void (*normalize)(const Context&, View e, View mean, View u);
   // de = (du - u (u . du)) / |e - mean|
   void (*normalize_backward)(const Context&, View du, View e, View mean, View de);
@@ -133,8 +138,9 @@ struct Ops {
   // dq =, dl =
   void (*similarity_backward)(const Context&, View ds, View q, View l, double temperature, View dq, View dl);
 
-  // loss = mean over pairs i of [ logsumexp_j s[q_i, j] - s[q_i, l_i] ], j over labels not hidden[i*L + j]; symmetric:
-  // half of that and half of the same over queries of column l_i, hidden_queries[i*U + u]. (Eq. 5, with temperature.)
+  // loss = mean over pairs i of [ logsumexp_j s[q_i, j] - s[q_i, l_i] ], j over labels not hidden[i*L + j];
+  // symmetric: half of that and half of the same over the queries of column l_i, without hidden_queries[i*U + u].
+  // (Equation 5 of the paper, with a temperature.) A target is never hidden.
   // s [U,L] acc, loss [1,1] acc; hidden_queries == nullptr: one way
   void (*contrastive)(const Context&, View s, const Pair*, int64_t pairs, const uint8_t* hidden,
                       const uint8_t* hidden_queries, View loss);
@@ -149,8 +155,8 @@ struct Ops {
   void (*adamw)(const Context&, View p, View g, View m, View v, View norm, double clip, AdamW);
 };
 
-// The kernel paths of this machine, best first: "avx512bf16", "avx512", "avx2", "portable". path == nullptr: the best;
-// throws Error(usage) for one that the machine lacks. activation: bf16 or f32.
-const Ops* cpu_ops(const char* path, Type activation);
+// Kernel paths, best first: "avx512bf16", "avx512", "avx2", "portable". path == nullptr: the best of this machine;
+// throws Error(usage) for one that it lacks. activation: bf16 or f32.
+Ops cpu_ops(const char* path, Type activation);
 
 }  // namespace quest

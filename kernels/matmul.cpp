@@ -1,0 +1,214 @@
+#include "kernels/matmul.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "kernels/base/arena.h"
+#include "kernels/base/error.h"
+#include "kernels/base/threads.h"
+#include "kernels/quant.h"
+
+namespace quest {
+
+// Each stands in a file of its own, compiled for its instruction set.
+void tile_portable(const float* x, const float* w, float* acc, int64_t steps);
+void tile_avx2(const float* x, const float* w, float* acc, int64_t steps);
+void tile_avx512(const float* x, const float* w, float* acc, int64_t steps);
+void tile_avx512bf16(const float* x, const float* w, float* acc, int64_t steps);
+
+std::span<const MatmulPath> matmul_paths() {
+  static constexpr MatmulPath all[] = {
+      {"avx512bf16", 8, 48, tile_avx512, tile_avx512bf16},
+      {"avx512", 8, 48, tile_avx512, nullptr},
+      {"avx2", 6, 16, tile_avx2, nullptr},
+      {"portable", 4, 8, tile_portable, nullptr},
+  };
+  __builtin_cpu_init();  // also asks whether the system saves the wide registers (XCR0)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  const bool avx512bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  return std::span(all).subspan(avx512bf16 ? 0 : avx512 ? 1 : avx2 ? 2 : 3);
+}
+
+const MatmulPath* find_path(const char* name) {
+  const std::span<const MatmulPath> paths = matmul_paths();
+  if (!name) return &paths[0];
+  for (const MatmulPath& p : paths)
+    if (!strcmp(p.name, name)) return &p;
+  fail(Exit::usage, "kernel path '%s' is not one that this machine can run; the best one here is '%s'", name,
+       paths[0].name);
+}
+
+namespace {
+
+constexpr int64_t panel_inner = 384;  // inner indices of a panel: a tile's rows of x fit the first-level cache
+constexpr int64_t x_stride = 400;     // words; not a power of two, so rows fall into different cache sets
+constexpr int64_t row_block = 1152;   // rows of x packed at a time: a multiple of every tile's rows
+constexpr int64_t width = 96;         // columns of a work item: a multiple of every tile's columns and of a block
+constexpr int64_t widest_tile = 48;
+
+int64_t tiles_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+// One product y = (or +=) x . B, where B[k][n] is w[n][k] (forward) or w[k][n] (backward).
+struct Product {
+  const MatmulPath* path;
+  View x, w, y;
+  Into into;
+  bool forward, bf16, pairs;
+  int64_t inner, panels;
+  float* packed_x;  // [row tile][panel][tile row][x_stride] words
+};
+
+void round_all(float* values, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) values[i] = round_bf16(values[i]);
+}
+
+// Two bf16 values, held as floats, in one word.
+float join(float low, float high) {
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(low) >> 16 | (std::bit_cast<uint32_t>(high) & 0xffff0000));
+}
+
+// Words of x[row][first .. first + count); a row past the last is zero.
+void pack_row(const Product& p, int64_t row, int64_t first, int64_t count, float* to) {
+  if (row >= p.x.rows) {
+    std::fill_n(to, count, 0.0f);
+    return;
+  }
+  if (!p.pairs) {
+    decode(p.x.type, row_pointer(p.x, row), first, count, to);
+    if (p.bf16 && p.x.type != Type::bf16) round_all(to, count);
+    return;
+  }
+  float values[panel_inner];
+  values[count - 1 + count % 2] = 0;
+  decode(p.x.type, row_pointer(p.x, row), first, count, values);
+  round_all(values, count);
+  for (int64_t k = 0; k < count; k += 2) to[k / 2] = join(values[k], values[k + 1]);
+}
+
+void pack_rows(const Product& p, int64_t tile) {
+  for (int64_t panel = 0; panel < p.panels; ++panel)
+    for (int64_t r = 0; r < p.path->rows; ++r) {
+      const int64_t first = panel * panel_inner;
+      pack_row(p, tile * p.path->rows + r, first, std::min(panel_inner, p.inner - first),
+               p.packed_x + ((tile * p.panels + panel) * p.path->rows + r) * x_stride);
+    }
+}
+
+// panel[k][n] = w[column + n][first + k], n < path->columns, k < count; columns past the last are zero.
+void pack_transposed(const Product& p, int64_t column, int64_t first, int64_t count, float* panel) {
+  const int64_t columns = p.path->columns, real = std::min(columns, p.w.rows - column);
+  float block[widest_tile * block_size] = {};
+  for (int64_t k = 0; k < count; k += block_size) {
+    const int64_t length = std::min(block_size, count - k);
+    for (int64_t n = 0; n < real; ++n)
+      decode(p.w.type, row_pointer(p.w, column + n), first + k, length, block + n * block_size);
+    if (p.bf16) round_all(block, real * block_size);
+    for (int64_t i = 0; i < length; ++i)
+      for (int64_t n = 0; n < columns; ++n) panel[(k + i) * columns + n] = block[n * block_size + i];
+  }
+}
+
+// panel[k][n] = w[first + k][column + n] for all tiles of a work item, tile by tile.
+void pack_straight(const Product& p, int64_t column, int64_t first, int64_t count, float* panel) {
+  const int64_t columns = p.path->columns, real = std::min(width, p.w.cols - column);
+  float line[width] = {};
+  for (int64_t k = 0; k < count; ++k) {
+    decode(p.w.type, row_pointer(p.w, first + k), column, real, line);
+    if (p.bf16) round_all(line, real);
+    for (int64_t n = 0; n < real; n += columns)
+      memcpy(panel + n * panel_inner + k * columns, line + n, static_cast<size_t>(columns) * sizeof(float));
+  }
+}
+
+// Rows 2k and 2k + 1 of a tile's panel become row k of pairs, in place.
+void join_rows(int64_t columns, int64_t count, float* panel) {
+  if (count % 2) std::fill_n(panel + count * columns, columns, 0.0f);
+  for (int64_t k = 0; k < count; k += 2)
+    for (int64_t n = 0; n < columns; ++n)
+      panel[k / 2 * columns + n] = join(panel[k * columns + n], panel[(k + 1) * columns + n]);
+}
+
+void pack_weights(const Product& p, int64_t column, int64_t tiles, int64_t first, int64_t count, float* panel) {
+  const int64_t columns = p.path->columns, tile_words = columns * panel_inner;
+  if (!p.forward) pack_straight(p, column, first, count, panel);
+  for (int64_t t = 0; t < tiles; ++t) {
+    if (p.forward) pack_transposed(p, column + t * columns, first, count, panel + t * tile_words);
+    if (p.pairs) join_rows(columns, count, panel + t * tile_words);
+  }
+}
+
+// Rounds the finished sums to y's type, once.
+void store(const View& y, int64_t row, int64_t column, int64_t count, const float* sums, Into into) {
+  if (y.type == Type::f32) {
+    float* to = static_cast<float*>(row_pointer(y, row)) + column;
+    for (int64_t n = 0; n < count; ++n) to[n] = into == Into::add ? to[n] + sums[n] : sums[n];
+  } else {
+    uint16_t* to = static_cast<uint16_t*>(row_pointer(y, row)) + column;
+    for (int64_t n = 0; n < count; ++n) to[n] = to_bf16(into == Into::add ? from_bf16(to[n]) + sums[n] : sums[n]);
+  }
+}
+
+// Row tiles [begin, end) of the columns [column, column + width).
+void multiply_block(const Product& p, int64_t column, int64_t begin, int64_t end, float* panel, float* sums) {
+  const int64_t rows = p.path->rows, columns = p.path->columns, tile_size = rows * columns;
+  const int64_t outputs = std::min(width, p.y.cols - column), column_tiles = tiles_of(outputs, columns);
+  const MatmulPath::Tile tile = p.pairs ? p.path->tile_pairs : p.path->tile;
+  std::fill_n(sums, (end - begin) * column_tiles * tile_size, 0.0f);
+  for (int64_t i = 0; i < p.panels; ++i) {
+    const int64_t first = i * panel_inner, count = std::min(panel_inner, p.inner - first);
+    pack_weights(p, column, column_tiles, first, count, panel);
+    for (int64_t r = begin; r < end; ++r)
+      for (int64_t c = 0; c < column_tiles; ++c)
+        tile(p.packed_x + (r * p.panels + i) * rows * x_stride, panel + c * columns * panel_inner,
+             sums + ((r - begin) * column_tiles + c) * tile_size, p.pairs ? tiles_of(count, 2) : count);
+  }
+  for (int64_t row = begin * rows; row < std::min(end * rows, p.x.rows); ++row)
+    for (int64_t c = 0; c < column_tiles; ++c)
+      store(p.y, row, column + c * columns, std::min(columns, outputs - c * columns),
+            sums + ((row / rows - begin) * column_tiles + c) * tile_size + row % rows * columns, p.into);
+}
+
+void multiply(const Context& context, Product p) {
+  Scratch scratch(*context.arena);
+  const int64_t threads = context.threads->count(), blocks = tiles_of(p.y.cols, width);
+  const int64_t most_tiles = tiles_of(std::min(p.x.rows, row_block), p.path->rows);
+  // Weights are decoded once for all rows, unless that leaves threads idle that could share many rows.
+  const int64_t item_tiles = std::max(tiles_of(most_tiles, tiles_of(threads, std::max(blocks, int64_t{1}))), int64_t{8});
+  const int64_t sums_size = item_tiles * p.path->rows * width;
+  p.packed_x = context.arena->array<float>(most_tiles * p.path->rows * p.panels * x_stride);
+  float* panels = context.arena->array<float>(threads * panel_inner * width);
+  float* sums = context.arena->array<float>(threads * sums_size);
+  const View x = p.x, y = p.y;
+  for (int64_t row = 0; row < x.rows; row += row_block) {
+    p.x = rows_of(x, row, std::min(row_block, x.rows - row));
+    p.y = rows_of(y, row, p.x.rows);
+    const int64_t row_tiles = tiles_of(p.x.rows, p.path->rows);
+    context.threads->each(row_tiles, [&](int64_t tile, int) { pack_rows(p, tile); });
+    context.threads->each(blocks * tiles_of(row_tiles, item_tiles), [&](int64_t item, int thread) {
+      const int64_t begin = item / blocks * item_tiles, end = std::min(begin + item_tiles, row_tiles);
+      multiply_block(p, item % blocks * width, begin, end, panels + thread * panel_inner * width,
+                     sums + thread * sums_size);
+    });
+  }
+}
+
+Product product(const Context& context, View x, View w, View y, Into into, bool forward) {
+  const MatmulPath* path = context.ops->matmul_path;
+  const bool bf16 = context.ops->activation == Type::bf16;
+  return {path, x, w, y, into, forward, bf16, bf16 && path->tile_pairs, x.cols, tiles_of(x.cols, panel_inner), nullptr};
+}
+
+}  // namespace
+
+void matmul(const Context& context, View x, View w, View y, Into into) {
+  multiply(context, product(context, x, w, y, into, true));
+}
+
+void matmul_backward(const Context& context, View dy, View w, View dx, Into into) {
+  multiply(context, product(context, dy, w, dx, into, false));
+}
+
+}  // namespace quest

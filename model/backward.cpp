@@ -1,0 +1,98 @@
+// The backward pass: the mirror of forward.cpp, call for call, in reverse. Weights are frozen, so every
+// linear layer passes only dX = dY . W on, and no linear input is kept.
+#include "kernels/base/arena.h"
+#include "model/pass.h"
+
+namespace quest {
+
+namespace {
+
+// dx: [Q of this layer,d] gradient of the layer's output on entry; the gradient of its input (R rows) on
+// return when `input` says so.
+View backward_layer(const Pass& p, int64_t l, View dx, const PassGradients& g, View next, bool input) {
+  const Model& m = p.model;
+  const Context& c = p.context;
+  const Ops& op = *c.ops;
+  const Layer& w = m.layer[static_cast<size_t>(l)];
+  const Batch& b = p.batch;
+  const Activations a = p.activations(l);
+  const bool last = l + 1 == m.layers, trimmed = last && b.queries < b.rows;
+  const int64_t R = b.rows, Q = dx.rows, kv = m.kv_width() / 2, heads = m.heads.heads * m.heads.size;
+  Scratch scope(*c.arena);
+  View dkv = new_matrix(c, R, 2 * kv, op.accumulator);
+  View dq = new_matrix(c, Q, heads, op.accumulator);
+  View dh = new_matrix(c, R, m.width, op.accumulator);
+
+  if (Q) {
+    // out = middle + down(silu(gate) * up)
+    View dproduct = new_matrix(c, Q, m.mlp, op.accumulator);
+    View dgate = new_matrix(c, Q, m.mlp, op.accumulator);
+    View dup = new_matrix(c, Q, m.mlp, op.accumulator);
+    View dnorm = rows_of(dh, 0, Q);
+    op.matmul_backward(c, dx, w.down, dproduct, Into::set);
+    op.swiglu_backward(c, dproduct, a.gate, a.up, dgate, dup);
+    op.matmul_backward(c, dgate, w.gate, dnorm, Into::set);
+    op.matmul_backward(c, dup, w.up, dnorm, Into::add);
+    op.rmsnorm_backward(c, dnorm, a.middle, w.mlp_norm, m.eps, dx);
+
+    // middle = x + o(attention(q, [context][kv]))
+    View dattended = new_matrix(c, Q, heads, op.accumulator);
+    View dcontext = g.context;
+    if (dcontext.data) dcontext = rows_of(dcontext, l * (dcontext.rows / m.layers), dcontext.rows / m.layers);
+    op.matmul_backward(c, dx, w.o, dattended, Into::set);
+    op.attention_backward(c, m.heads, l, last ? b.pooled : b.groups, b.count, dattended, a.q, a.kv, dq, dkv,
+                          dcontext);
+  } else {
+    op.zero(c, dkv);
+  }
+  if (g.kv.data) op.add(c, rows_of(g.kv, l * R, R), dkv);
+  if (!input) return dx;
+
+  // q, k, v = turn(Wq h), turn(Wk h), Wv h with h = norm(x); in the last layer q only of the query rows
+  const int32_t* positions = b.positions;
+  View dnorm = dh;
+  if (trimmed) {
+    int32_t* of_query = c.arena->array<int32_t>(Q);
+    for (int64_t i = 0; i < Q; ++i) of_query[i] = b.positions[b.query_rows[i]];
+    positions = of_query;
+    dnorm = new_matrix(c, Q, m.width, op.accumulator);
+  }
+  if (Q) {
+    op.rope_backward(c, dq, positions, m.turns, dq);
+    op.matmul_backward(c, dq, w.q, dnorm, Into::set);
+  }
+  if (trimmed) {
+    op.zero(c, dh);
+    op.gather_backward(c, dnorm, b.query_rows, dh);
+    op.zero(c, next);
+    op.gather_backward(c, dx, b.query_rows, next);
+    dx = next;
+  }
+  View dk = columns_of(dkv, 0, kv);
+  op.rope_backward(c, dk, b.positions, m.turns, dk);
+  op.matmul_backward(c, dk, w.k, dh, Into::add);
+  op.matmul_backward(c, columns_of(dkv, kv, kv), w.v, dh, Into::add);
+  op.rmsnorm_backward(c, dh, p.input(l), w.attention_norm, m.eps, dx);
+  return dx;
+}
+
+}  // namespace
+
+void backward(const Pass& p, View dh, const PassGradients& g) {
+  const Context& c = p.context;
+  Scratch scope(*c.arena);
+  View next = g.input.data ? g.input : new_matrix(c, p.batch.rows, p.model.width, c.ops->accumulator);
+  View dx = p.batch.queries == p.batch.rows
+                ? next
+                : new_matrix(c, p.batch.queries, p.model.width, c.ops->accumulator);
+  if (p.batch.queries) {
+    c.ops->zero(c, dx);
+    c.ops->rmsnorm_backward(c, dh, p.output, p.model.final_norm, p.model.eps, dx);
+  }
+  for (int64_t l = p.model.layers - 1; l >= 0; --l) {
+    if (p.keep == Keep::inputs) forward_layer(p, l, {});
+    dx = backward_layer(p, l, dx, g, next, l > 0 || g.input.data);
+  }
+}
+
+}  // namespace quest

@@ -1,0 +1,109 @@
+#include "sampling/dataset.h"
+
+#include <simdjson.h>
+
+#include <limits>
+
+#include "kernels/base/error.h"
+
+namespace quest {
+
+[[noreturn]] static void damaged(const std::string& path, const std::string& what) {
+  fail(Exit::input, "%s: the dataset is damaged: %s; import it again", path.c_str(), what.c_str());
+}
+
+// Throws unless low <= value <= high; `what` names the value: "label", "bytes".
+static void require(const std::string& path, const char* what, int64_t value, int64_t low, int64_t high) {
+  if (value < low || value > high)
+    damaged(path, format("%s: expected %ld to %ld, found %ld", what, low, high, value));
+}
+
+Texts::Texts(const std::string& folder, const std::string& side)
+    : bytes_(folder + "/" + side + ".text"), ends_(folder + "/" + side + ".ends") {
+  const auto ends = ends_.array<int64_t>();
+  const std::string_view text = bytes_.text();
+  const int64_t size = static_cast<int64_t>(text.size());
+  if (ends.size() % 3) damaged(ends_.path(), "expected three values a row");
+  if (size && !simdjson::validate_utf8(text.data(), text.size())) damaged(bytes_.path(), "not UTF-8");
+  int64_t previous = 0;
+  for (const int64_t end : ends) {
+    require(ends_.path(), "end of a text", end, previous, size);
+    if (end < size && (text[static_cast<size_t>(end)] & 0xc0) == 0x80)
+      damaged(ends_.path(), format("the end %ld cuts a character in two", end));
+    previous = end;
+  }
+  require(bytes_.path(), "bytes", size, previous, previous);
+  size_ = static_cast<int64_t>(ends.size() / 3);
+}
+
+std::string_view Texts::part(int64_t k) const {
+  const auto ends = ends_.array<int64_t>();
+  const size_t i = static_cast<size_t>(k), begin = i ? static_cast<size_t>(ends[i - 1]) : 0;
+  return bytes_.text().substr(begin, static_cast<size_t>(ends[i]) - begin);
+}
+
+Pairs::Pairs(const std::string& folder, const std::string& side, int64_t rows, int64_t labels)
+    : offsets_(folder + "/" + side + ".offsets"), columns_(folder + "/" + side + ".labels"), rows_(rows) {
+  const auto offsets = offsets_.array<int64_t>();
+  require(offsets_.path(), "values", static_cast<int64_t>(offsets.size()), rows + 1, rows + 1);
+  require(offsets_.path(), "first offset", offsets[0], 0, 0);
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t next = offsets[static_cast<size_t>(i) + 1];
+    require(offsets_.path(), "offset", next, begin(i), count());
+    int64_t lowest = 0;  // labels ascend within a row
+    for (const int32_t label : row(i)) {
+      require(columns_.path(), "label", label, lowest, labels - 1);
+      lowest = label + int64_t{1};
+    }
+  }
+  require(columns_.path(), "pairs", count(), offsets.back(), offsets.back());
+}
+
+static Split open_split(const std::string& folder, const std::string& side, int64_t labels) {
+  Split split;
+  split.texts = Texts(folder, side);
+  split.labels = Pairs(folder, side, split.texts.size(), labels);
+  split.own_file = MappedFile(folder + "/" + side + ".own");
+  const auto own = split.own_file.array<int32_t>();
+  const std::string& path = split.own_file.path();
+  require(path, "values", static_cast<int64_t>(own.size()), split.texts.size(), split.texts.size());
+  for (const int32_t label : own) require(path, "own label", label, -1, labels - 1);
+  return split;
+}
+
+template <class T>
+static T field(const std::string& path, simdjson::dom::element meta, const char* key) {
+  T value{};
+  if (meta[key].get(value)) damaged(path, format("the field \"%s\" is missing or of a wrong type", key));
+  return value;
+}
+
+Dataset open_dataset(const std::string& folder) {
+  const std::string path = folder + "/meta.json";
+  if (!exists(path))
+    fail(Exit::input, "%s: expected a dataset, found no meta.json; make one with 'quest data import'",
+         folder.c_str());
+  simdjson::dom::parser parser;
+  simdjson::dom::element meta;
+  if (parser.parse(read_file(path)).get(meta)) damaged(path, "not valid JSON");
+  if (field<std::string_view>(path, meta, "format") != "quest dataset 1")
+    fail(Exit::input, "%s: expected quest dataset 1, found another format; import it again", path.c_str());
+
+  Dataset set;
+  set.path = folder;
+  set.name = field<std::string_view>(path, meta, "name");
+  set.sha256 = field<std::string_view>(path, meta, "sha256");
+  set.labels = Texts(folder, "labels");
+  require(folder + "/labels.ends", "labels", set.labels.size(), 0, std::numeric_limits<int32_t>::max());
+  set.train = open_split(folder, "train", set.labels.size());
+  set.test = open_split(folder, "test", set.labels.size());
+  const std::pair<const char*, int64_t> counts[] = {{"labels", set.labels.size()},
+                                                    {"train", set.train.texts.size()},
+                                                    {"test", set.test.texts.size()},
+                                                    {"train_pairs", set.train.labels.count()},
+                                                    {"test_pairs", set.test.labels.count()}};
+  for (const auto& [key, found] : counts) require(path, key, field<int64_t>(path, meta, key), found, found);
+  return set;
+}
+
+}  // namespace quest

@@ -1,0 +1,99 @@
+// Makes dataset folders. The folder holds flat little-endian arrays; SIDE is train, test or labels:
+//
+//   SIDE.text     bytes   uid, title, content of each row, one after another, UTF-8
+//   SIDE.ends     int64   3 a row: where each of these parts ends in SIDE.text
+//   SIDE.offsets  int64   rows + 1: where each row's labels begin in SIDE.labels           (train, test)
+//   SIDE.labels   int32   labels of each row, ascending and distinct                       (train, test)
+//   SIDE.own      int32   the label that is the query itself, or -1                        (train, test)
+//   meta.json             format, name, counts, sources, sha256 of the sources' bytes, bad lines
+//
+// A label without title and content was a malformed line that was skipped: it is never predicted.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/base/file.h"
+
+namespace quest {
+
+struct ImportOptions {
+  bool skip_bad = false;  // keep malformed lines as empty rows, instead of stopping
+  std::string name;       // of the dataset; empty: the last part of the folder's path
+  bool progress = true;   // on stderr
+};
+
+struct ImportSummary {
+  int64_t train = 0, test = 0, labels = 0, train_pairs = 0, test_pairs = 0, bad_lines = 0;
+  std::vector<std::string> bad;  // the first ten bad lines, as "FILE:LINE: what is wrong"
+};
+
+// Imports SOURCE into the new folder FOLDER, streaming: memory grows with the number of labels. SOURCE is
+//
+// * a folder with trn, tst and lbl, each .json or .json.gz: the raw format of the Extreme Classification
+//   Repository, one object a line. uid and title are required strings, content is optional. trn and tst
+//   need target_ind, a list of line numbers of lbl from 0; target_rel may stand beside it, with as many
+//   numbers, which are not used. A query's own label is the first label with the query's uid.
+// * or a file (also gzipped) of lines text<TAB>label<TAB>label...; empty label fields are ignored, but there
+//   must be a label. Labels are numbered by first appearance; the name is uid and title. A row's uid is its
+//   line number; a row that goes_to_test() by its text is a test row. A row's own label is the one that is
+//   named like its text, unless the row itself lists it.
+//
+// A byte order mark at the start and CR before LF are dropped. A malformed line is named by file and number
+// from 1: not JSON, not UTF-8, a field missing or of a wrong type, a label out of range, an empty line, one
+// above 16 MiB. skip_bad keeps it as an empty row without labels (in a TSV file, of train).
+//
+// Throws Error(input) when a line is malformed and not skipped, or a file missing, empty or damaged;
+// Error(usage) when FOLDER exists; Error(machine) when it cannot be written. Then no folder is left behind.
+ImportSummary import_dataset(const std::string& source, const std::string& folder,
+                             const ImportOptions& options = {});
+
+// Whether a query belongs to the test set: the first 8 hex digits of SHA-1(key) are 0 modulo 5.
+bool goes_to_test(std::string_view key);
+
+// The default dataset's raw files: sampling/debian beside this program's executable. Throws Error(input) when
+// they are not there.
+std::string default_dataset_source();
+
+// One row; the texts are views of what the caller keeps.
+struct Row {
+  std::string_view uid, title, content;
+  std::vector<int32_t> labels;  // of a query
+  void clear();
+};
+
+// Writes the files of one side, except .own.
+class SideWriter {
+ public:
+  SideWriter(const OutFolder& folder, const std::string& side);
+  void add(Row& row);             // sorts row.labels and drops duplicates
+  void commit(bool with_labels);  // false: the side `labels`, whose rows have none
+  int64_t rows() const { return rows_; }
+  int64_t pairs() const { return pairs_; }
+
+ private:
+  OutFile text_, ends_, offsets_, columns_;
+  int64_t bytes_ = 0, rows_ = 0, pairs_ = 0;
+};
+
+// Makes a dataset folder from anything: fill the three sides in any order, then finish(). Without it nothing
+// stays.
+class DatasetWriter {
+ public:
+  enum class Own { by_uid, by_title };  // how a query's own label is found; by_title spares the row's labels
+  DatasetWriter(const std::string& folder, const ImportOptions& options);
+  // `done` brings the bad lines and takes the counts.
+  void finish(Own own, const std::vector<std::string>& sources, const std::string& sha256,
+              ImportSummary& done);
+
+ private:
+  void write_own(const std::string& side, Own own) const;
+  std::string name_;
+  OutFolder out_;
+
+ public:
+  SideWriter labels, train, test;
+};
+
+}  // namespace quest

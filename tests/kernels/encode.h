@@ -1,0 +1,56 @@
+// Encoders, for tests only: rows of floats in every format that decode() reads. Blocks are ggml's reference quantisers.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "kernels/quant.h"
+
+namespace quest {
+
+inline uint16_t to_f16(float f) {  // to the nearest, ties to even: in units of the last place, in double
+  const uint16_t sign = std::signbit(f) ? 0x8000 : 0;
+  const double a = std::fabs(static_cast<double>(f));
+  if (std::isnan(f)) return 0x7e00;
+  if (a >= 65520) return sign | 0x7c00;
+  const int exponent = a < 0x1p-14 ? -14 : std::ilogb(a);
+  const int units = static_cast<int>(std::nearbyint(std::ldexp(a, 10 - exponent)));  // 1024..2048, or subnormal
+  return static_cast<uint16_t>(sign | ((exponent + 14) * 1024 + units));
+}
+
+inline BlockQ4_1 encode_q4_1(const float* x) {
+  const auto [least, most] = std::minmax_element(x, x + block_size);
+  BlockQ4_1 b{to_f16((*most - *least) / 15), to_f16(*least), {}};
+  const float scale = *most > *least ? 15 / (*most - *least) : 0;
+  for (int e = 0; e < 32; ++e) {
+    const int nibble = std::min(15, static_cast<int>((x[e] - *least) * scale + 0.5f));
+    b.nibbles[e % 16] = static_cast<uint8_t>(b.nibbles[e % 16] | nibble << (e / 16 * 4));
+  }
+  return b;
+}
+
+inline BlockQ8_0 encode_q8_0(const float* x) {
+  float most = 0;
+  for (int e = 0; e < 32; ++e) most = std::max(most, std::fabs(x[e]));
+  BlockQ8_0 b{to_f16(most / 127), {}};
+  for (int e = 0; e < 32; ++e) b.values[e] = static_cast<int8_t>(std::round(most > 0 ? x[e] * (127 / most) : 0));
+  return b;
+}
+
+// count elements (a multiple of 32 for packed types) as bytes of the given type.
+inline std::vector<uint8_t> encode(Type type, const float* x, int64_t count) {
+  std::vector<uint8_t> out(static_cast<size_t>(row_bytes(type, count)));
+  for (int64_t i = 0; i < count; i += type == Type::q4_1 || type == Type::q8_0 ? block_size : 1) {
+    uint8_t* to = out.data() + row_bytes(type, i);
+    const uint16_t half = type == Type::f16 ? to_f16(x[i]) : to_bf16(x[i]);
+    if (type == Type::f32) memcpy(to, x + i, 4);
+    if (type == Type::f16 || type == Type::bf16) memcpy(to, &half, 2);
+    if (type == Type::q4_1) *reinterpret_cast<BlockQ4_1*>(to) = encode_q4_1(x + i);
+    if (type == Type::q8_0) *reinterpret_cast<BlockQ8_0*>(to) = encode_q8_0(x + i);
+  }
+  return out;
+}
+
+}  // namespace quest

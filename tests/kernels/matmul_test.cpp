@@ -1,0 +1,336 @@
+#include "kernels/matmul.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "kernels/base/arena.h"
+#include "kernels/base/error.h"
+#include "kernels/base/random.h"
+#include "kernels/base/threads.h"
+#include "kernels/quant.h"
+#include "tests/kernels/encode.h"
+#include "tests/kernels/tile_emulated.h"
+
+using namespace quest;
+
+namespace {
+
+const MatmulPath emulated_path{"emulated", 8, 48, nullptr, tile_emulated};
+
+// Every path that this machine can product, and the bf16 one that any can.
+std::vector<const MatmulPath*> paths_for(Type activation) {
+  std::vector<const MatmulPath*> out;
+  for (const MatmulPath& p : matmul_paths()) out.push_back(&p);
+  if (activation == Type::bf16) out.push_back(&emulated_path);
+  return out;
+}
+
+// A plain matrix with gaps between its rows, guarded on all sides; elements are set and read as floats.
+struct Matrix {
+  static constexpr int64_t margin = 16;
+  Type type;
+  int64_t rows, cols, stride;
+  std::vector<uint8_t> bytes;
+
+  Matrix(Type t, int64_t r, int64_t c, int64_t gap)
+      : type(t), rows(r), cols(c), stride(c + gap),
+        bytes(static_cast<size_t>(row_bytes(t, r * (c + gap) + 2 * margin)), 0xff) {}  // 0xff..: NaN
+  View view() { return {bytes.data() + row_bytes(type, margin), type, rows, cols, stride}; }
+  uint8_t* at(int64_t r, int64_t c) { return bytes.data() + row_bytes(type, margin + r * stride + c); }
+  float get(int64_t r, int64_t c) {
+    float f;
+    decode(type, at(r, c), 0, 1, &f);
+    return f;
+  }
+  void set(int64_t r, int64_t c, float f) {
+    const std::vector<uint8_t> e = encode(type, &f, 1);
+    memcpy(at(r, c), e.data(), e.size());
+  }
+  void fill(uint64_t seed) {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < cols; ++c)
+        set(r, c, static_cast<float>(random_uniform(seed, 1, static_cast<uint64_t>(r * cols + c)) * 2 - 1));
+  }
+  bool guards_intact() {
+    std::vector<uint8_t> copy = bytes;
+    const View v = view();
+    for (int64_t r = 0; r < rows; ++r)
+      memset(copy.data() + row_bytes(type, margin + r * stride), 0xff, static_cast<size_t>(row_bytes(v.type, cols)));
+    return copy == std::vector<uint8_t>(bytes.size(), 0xff);
+  }
+};
+
+struct Weights {
+  Type type;
+  int64_t rows, cols;
+  std::vector<uint8_t> bytes;
+  std::vector<float> values;  // as decoded
+
+  Weights(Type t, int64_t m, int64_t n, uint64_t seed) : type(t), rows(m), cols(n), values(static_cast<size_t>(m * n)) {
+    for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(random_uniform(seed, 2, i) - 0.4);
+    for (int64_t r = 0; r < m; ++r) {
+      const std::vector<uint8_t> row = encode(t, values.data() + r * n, n);
+      bytes.insert(bytes.end(), row.begin(), row.end());
+      decode(t, row.data(), 0, n, values.data() + r * n);
+    }
+  }
+  View view() { return {bytes.data(), type, rows, cols, cols}; }
+};
+
+struct Multiply {
+  const MatmulPath* path;
+  Type activation;
+  bool forward;
+  Threads* threads;
+  Arena* arena;
+  void operator()(View x, View w, View y, Into into) const {
+    Ops ops{};
+    ops.matmul_path = path;
+    ops.activation = activation;
+    arena->poison();
+    const size_t used = arena->used();
+    (forward ? matmul : matmul_backward)(Context{&ops, threads, arena}, x, w, y, into);
+    EXPECT_EQ(arena->used(), used);
+  }
+};
+
+float operand(Type activation, float f) { return activation == Type::bf16 ? round_bf16(f) : f; }
+float weight(const Weights& w, bool forward, int64_t k, int64_t n) {
+  return w.values[static_cast<size_t>(forward ? n * w.cols + k : k * w.cols + n)];
+}
+
+struct Shape { int64_t rows, outputs, inputs; };  // x [rows, inputs] . w [outputs, inputs]
+
+bool fits(Shape s, Type type) { return (type != Type::q4_1 && type != Type::q8_0) || s.inputs % block_size == 0; }
+
+constexpr Shape shapes[] = {{1, 1, 32},   {2, 3, 64},    {3, 31, 96},  {7, 32, 288}, {12, 33, 576},  {13, 64, 32},
+                            {15, 96, 96}, {17, 192, 64}, {31, 97, 32}, {33, 96, 64}, {1, 192, 1536}, {2, 385, 96},
+                            {3, 5, 1},    {8, 49, 7},    {9, 48, 33},  {7, 17, 385}, {24, 1, 767},   {5, 800, 31}};
+constexpr Type weight_types[] = {Type::f32, Type::f16, Type::bf16, Type::q4_1, Type::q8_0};
+
+// The product in double from rounded operands: sums of products, and of their sizes.
+struct Truth {
+  std::vector<double> sum, size;
+
+  Truth(Matrix& x, const Weights& w, Type activation, bool forward) {
+    const int64_t outputs = forward ? w.rows : w.cols;
+    for (int64_t r = 0; r < x.rows; ++r) {
+      std::vector<double> row;
+      for (int64_t k = 0; k < x.cols; ++k) row.push_back(operand(activation, x.get(r, k)));
+      for (int64_t n = 0; n < outputs; ++n) {
+        double total = 0, absolute = 0;
+        for (int64_t k = 0; k < x.cols; ++k) {
+          const double product = row[static_cast<size_t>(k)] * operand(activation, weight(w, forward, k, n));
+          total += product;
+          absolute += std::fabs(product);
+        }
+        sum.push_back(total);
+        size.push_back(absolute);
+      }
+    }
+  }
+};
+
+// The bound: inner + 1 roundings of a sum of `inner` products, then the output's own; 1 % for their products.
+void compare(Matrix& y, Matrix& before, const Truth& truth, int64_t inner, Into into, const char* path) {
+  for (int64_t r = 0; r < y.rows; ++r) {
+    for (int64_t n = 0; n < y.cols; ++n) {
+      const size_t i = static_cast<size_t>(r * y.cols + n);
+      const double expected = truth.sum[i] + (into == Into::add ? before.get(r, n) : 0.0f);
+      const double rounding = (y.type == Type::bf16 ? 0x1p-9 : 0) + (into == Into::add ? 0x1p-24 : 0);
+      const double sums = (static_cast<double>(inner) + 2) * 0x1p-24 * truth.size[i];
+      const double bound = 1.01 * (sums + rounding * std::fabs(expected));
+      ASSERT_TRUE(std::fabs(static_cast<double>(y.get(r, n)) - expected) <= bound)
+          << path << " row " << r << " output " << n << ": " << y.get(r, n) << " for " << expected << " +- " << bound;
+    }
+  }
+}
+
+void test_shape(Shape s, Type weight_type, Type activation, bool forward, Threads& threads, Arena& arena) {
+  Weights w(weight_type, s.outputs, s.inputs, 5);
+  const int64_t in = forward ? s.inputs : s.outputs, out = forward ? s.outputs : s.inputs;
+  Matrix x(forward ? activation : Type::f32, s.rows, in, 3);
+  x.fill(6);
+  const Truth truth(x, w, activation, forward);
+  for (const MatmulPath* path : paths_for(activation)) {
+    for (Into into : {Into::set, Into::add}) {
+      // Both output types, each with half of the cases.
+      const bool rounded = activation == Type::bf16 && forward && (into == Into::set) == (s.rows % 2 == 1);
+      Matrix y(rounded ? Type::bf16 : Type::f32, s.rows, out, 5);
+      if (into == Into::add) y.fill(7);
+      Matrix before = y;
+      Multiply{path, activation, forward, &threads, &arena}(x.view(), w.view(), y.view(), into);
+      EXPECT_TRUE(y.guards_intact()) << path->name;
+      SCOPED_TRACE(testing::Message() << (forward ? "forward" : "backward") << ", x " << s.rows << " x " << in << ", w "
+                                      << w.rows << " x " << w.cols << " of type " << static_cast<int>(w.type));
+      compare(y, before, truth, in, into, path->name);
+      if (testing::Test::HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST(Matmul, EqualsThePlainLoop) {
+  Threads threads(2);
+  Arena arena(size_t{1} << 28);
+  for (Shape s : shapes)
+    for (Type weight_type : weight_types)
+      for (Type activation : {Type::bf16, Type::f32})
+        for (bool forward : {true, false})
+          if (fits(s, weight_type)) test_shape(s, weight_type, activation, forward, threads, arena);
+}
+
+// The order of the sum, to the bit: inner index ascending, one rounding a step (portable: two; bf16 dots: odd first).
+float in_order(const MatmulPath& path, Type activation, const std::vector<float>& x, const std::vector<float>& w) {
+  float sum = 0;
+  const bool pairs = activation == Type::bf16 && path.tile_pairs;
+  for (size_t k = 0; k < x.size(); k += pairs ? 2 : 1) {
+    if (pairs) {
+      if (k + 1 < x.size()) sum = std::fma(x[k + 1], w[k + 1], sum);
+      sum = std::fma(x[k], w[k], sum);
+    } else {
+      sum = strcmp(path.name, "portable") ? std::fma(x[k], w[k], sum) : sum + x[k] * w[k];
+    }
+  }
+  return sum;
+}
+
+TEST(Matmul, SumsInOrderToTheBit) {
+  Threads threads(1);
+  Arena arena(size_t{1} << 28);
+  for (Type activation : {Type::bf16, Type::f32}) {
+    for (bool forward : {true, false}) {
+      Weights w(Type::f32, forward ? 99 : 801, forward ? 801 : 99, 8);
+      Matrix x(Type::f32, 5, 801, 0);
+      x.fill(9);
+      for (const MatmulPath* path : paths_for(activation)) {
+        Matrix y(Type::f32, 5, 99, 1);
+        Multiply{path, activation, forward, &threads, &arena}(x.view(), w.view(), y.view(), Into::set);
+        for (int64_t r = 0; r < 5; ++r) {
+          for (int64_t n = 0; n < 99; ++n) {
+            std::vector<float> a, b;
+            for (int64_t k = 0; k < 801; ++k) a.push_back(operand(activation, x.get(r, k)));
+            for (int64_t k = 0; k < 801; ++k) b.push_back(operand(activation, weight(w, forward, k, n)));
+            ASSERT_EQ(y.get(r, n), in_order(*path, activation, a, b)) << path->name << " " << r << " " << n;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Matmul, BitsDoNotDependOnOtherRowsOrThreads) {
+  Threads one(1), two(2), seven(7);
+  Arena arena(size_t{1} << 28);
+  for (Type activation : {Type::bf16, Type::f32}) {
+    for (bool forward : {true, false}) {
+      Weights w(Type::q4_1, 160, 416, 10);
+      const int64_t in = forward ? w.cols : w.rows, out = forward ? w.rows : w.cols;
+      Matrix x(forward ? activation : Type::f32, 1163, in, 0);  // more than a block of rows
+      x.fill(11);
+      for (const MatmulPath* path : paths_for(activation)) {
+        const int64_t rows = path == &emulated_path ? 133 : x.rows;
+        const View some{x.view().data, x.type, rows, in, in};
+        Matrix y(Type::f32, rows, out, 0), again(Type::f32, rows, out, 0), alone(Type::f32, 3, out, 0);
+        Multiply{path, activation, forward, &one, &arena}(some, w.view(), y.view(), Into::set);
+        for (Threads* threads : {&two, &seven}) {
+          const Multiply product{path, activation, forward, threads, &arena};
+          product(some, w.view(), again.view(), Into::set);
+          EXPECT_EQ(again.bytes, y.bytes) << path->name << " " << threads->count();
+          for (int64_t count : {1, 3}) {
+            for (int64_t row : {int64_t{0}, int64_t{7}, int64_t{33}, rows - 3}) {
+              product(rows_of(some, row, count), w.view(), rows_of(alone.view(), 0, count), Into::set);
+              EXPECT_EQ(memcmp(alone.at(0, 0), y.at(row, 0), static_cast<size_t>(count * out) * 4), 0)
+                  << path->name << " row " << row << " of " << count;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Matmul, NaNStaysInItsRowAndColumnAndIsNeverLost) {
+  Threads threads(2);
+  Arena arena(size_t{1} << 28);
+  for (Type activation : {Type::bf16, Type::f32}) {
+    for (bool forward : {true, false}) {
+      Weights clean(Type::f32, 51, 51, 12), bad = clean;
+      const float nan = std::numeric_limits<float>::quiet_NaN();
+      memcpy(bad.bytes.data() + (forward ? 50 * 51 + 3 : 3 * 51 + 50) * 4, &nan, 4);  // column 50 of B
+      Matrix x(Type::f32, 11, 51, 2);
+      x.fill(13);
+      Matrix poisoned = x;
+      poisoned.set(9, 50, nan);
+      for (const MatmulPath* path : paths_for(activation)) {
+        for (Type type : {Type::f32, Type::bf16}) {
+          const Multiply product{path, activation, forward, &threads, &arena};
+          Matrix y(type, 11, 51, 1), row(type, 11, 51, 1), column(type, 11, 51, 1);
+          product(x.view(), clean.view(), y.view(), Into::set);
+          product(poisoned.view(), clean.view(), row.view(), Into::set);
+          product(x.view(), bad.view(), column.view(), Into::set);
+          for (int64_t r = 0; r < 11; ++r) {
+            for (int64_t n = 0; n < 51; ++n) {
+              EXPECT_FALSE(std::isnan(y.get(r, n)));
+              if (r == 9) EXPECT_TRUE(std::isnan(row.get(r, n))) << path->name << n;
+              else EXPECT_EQ(row.get(r, n), y.get(r, n)) << path->name;
+              if (n == 50) EXPECT_TRUE(std::isnan(column.get(r, n))) << path->name << r;
+              else EXPECT_EQ(column.get(r, n), y.get(r, n)) << path->name;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Matmul, EmptyProductsAreZeroOrNothing) {
+  Threads threads(2);
+  Arena arena(size_t{1} << 28);
+  for (const MatmulPath* path : paths_for(Type::bf16)) {
+    const Multiply product{path, Type::bf16, true, &threads, &arena};
+    Weights none(Type::f32, 3, 0, 1), w(Type::f32, 3, 4, 1);
+    Matrix x(Type::bf16, 2, 0, 4), empty(Type::bf16, 0, 4, 0), y(Type::f32, 2, 3, 0), nothing(Type::f32, 0, 3, 0);
+    y.fill(2);
+    const Matrix before = y;
+    product(x.view(), none.view(), y.view(), Into::add);
+    EXPECT_EQ(y.bytes, before.bytes);
+    product(x.view(), none.view(), y.view(), Into::set);
+    EXPECT_EQ(y.get(1, 2), 0.0f);
+    product(empty.view(), w.view(), nothing.view(), Into::set);
+    EXPECT_TRUE(nothing.guards_intact());
+  }
+}
+
+TEST(Matmul, PathsHaveNames) {
+  EXPECT_EQ(find_path(nullptr), &matmul_paths().front());
+  EXPECT_STREQ(matmul_paths().back().name, "portable");
+  for (const MatmulPath& p : matmul_paths()) EXPECT_EQ(find_path(p.name), &p);
+  try {
+    find_path("sse9");
+    FAIL() << "no error";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code, Exit::usage);
+    EXPECT_NE(std::string(e.what()).find("sse9"), std::string::npos);
+  }
+}
+
+TEST(Matmul, TheEmulationIsTheInstruction) {
+  if (strcmp(matmul_paths()[0].name, "avx512bf16"))
+    GTEST_SKIP() << "this processor has no AVX-512 BF16; its tile was proved by emulation in the other tests";
+  constexpr int64_t steps = 64;
+  alignas(64) static float x[8 * 400], w[steps * 48], sums[8 * 48], emulated[8 * 48];
+  uint64_t i = 0;
+  // Any bits but NaN and infinity: large, small and subnormal operands.
+  const auto word = [&i] { return std::bit_cast<float>(static_cast<uint32_t>(random_bits(14, 0, i++)) & 0xbfffbfff); };
+  for (float& f : x) f = word();
+  for (float& f : w) f = word();
+  matmul_paths()[0].tile_pairs(x, w, sums, steps);
+  tile_emulated(x, w, emulated, steps);
+  EXPECT_EQ(memcmp(sums, emulated, sizeof sums), 0);
+}
+
+}  // namespace

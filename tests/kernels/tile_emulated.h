@@ -1,0 +1,57 @@
+// The source of the AVX-512 BF16 tile, compiled for any machine: its intrinsics are replaced by plain loops. What
+// VDPBF16PS computes: fma(low, low, fma(high, high, sum)), each rounded once, denormal operands taken as zero.
+#pragma once
+#include <immintrin.h>
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+
+namespace quest {
+
+struct EmulatedLanes { uint32_t word[16]; };
+
+inline float flushed(float f) { return std::fpclassify(f) == FP_SUBNORMAL ? 0.0f : f; }
+
+inline float emulated_dot(float sum, uint32_t a, uint32_t b) {
+  const float low_a = std::bit_cast<float>(a << 16), low_b = std::bit_cast<float>(b << 16);
+  const float high_a = std::bit_cast<float>(a & 0xffff0000), high_b = std::bit_cast<float>(b & 0xffff0000);
+  return std::fma(flushed(low_a), flushed(low_b), std::fma(flushed(high_a), flushed(high_b), flushed(sum)));
+}
+
+inline EmulatedLanes emulated_load(const float* from) {
+  EmulatedLanes v;
+  for (int i = 0; i < 16; ++i) v.word[i] = std::bit_cast<uint32_t>(from[i]);
+  return v;
+}
+inline EmulatedLanes emulated_set1(float f) {
+  EmulatedLanes v;
+  for (uint32_t& word : v.word) word = std::bit_cast<uint32_t>(f);
+  return v;
+}
+inline void emulated_store(float* to, EmulatedLanes v) {
+  for (int i = 0; i < 16; ++i) to[i] = std::bit_cast<float>(v.word[i]);
+}
+inline EmulatedLanes emulated_dots(EmulatedLanes sum, EmulatedLanes a, EmulatedLanes b) {
+  for (int i = 0; i < 16; ++i)
+    sum.word[i] = std::bit_cast<uint32_t>(emulated_dot(std::bit_cast<float>(sum.word[i]), a.word[i], b.word[i]));
+  return sum;
+}
+
+}  // namespace quest
+
+#define __m512 EmulatedLanes
+#define __m512bh EmulatedLanes
+#define _mm512_load_ps emulated_load
+#define _mm512_set1_ps emulated_set1
+#define _mm512_store_ps emulated_store
+#define _mm512_dpbf16_ps emulated_dots
+#define tile_avx512bf16 tile_emulated
+#include "kernels/tile_avx512bf16.cpp"
+#undef tile_avx512bf16
+#undef _mm512_dpbf16_ps
+#undef _mm512_store_ps
+#undef _mm512_set1_ps
+#undef _mm512_load_ps
+#undef __m512bh
+#undef __m512

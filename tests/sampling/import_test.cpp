@@ -1,0 +1,535 @@
+#include "sampling/import.h"
+
+#include <fcntl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <functional>
+#include <thread>
+
+#include "kernels/base/hash.h"
+#include "sampling/dataset.h"
+#include "sampling/debian_index.h"
+#include "tests/sampling/dataset_files.h"
+
+namespace quest {
+namespace {
+
+namespace fs = std::filesystem;
+
+const ImportOptions strict{false, "", false}, lenient{true, "", false};
+
+std::vector<int32_t> labels_of(const Split& split, int64_t i) {
+  const auto row = split.labels.row(i);
+  return {row.begin(), row.end()};
+}
+
+using Numbers = std::vector<int32_t>;
+
+const char good_lbl[] = "{\"uid\": \"a\", \"title\": \"Alpha\", \"content\": \"first\"}\n"
+                        "{\"uid\": \"b\", \"title\": \"Bêta\\n\\u00e9\\ud83d\\ude00\"}\n"
+                        "{\"title\": \"\", \"uid\": \"c\", \"content\": \"\", \"extra\": [1, {}]}\n";
+const char good_trn[] = "{\"uid\": \"x\", \"title\": \"nul \\u0000 in\", \"content\": \"tab\\t\", \"target_ind\": "
+                        "[2, 0, 2], \"target_rel\": [1.0, 1, 0.5]}\n"
+                        "{\"uid\": \"b\", \"title\": \"日本語\", \"content\": \"\", \"target_ind\": []}\n";
+const char good_tst[] = "{\"uid\": \"c\", \"title\": \"t\", \"content\": \"u\", \"target_ind\": [1]}";  // no newline
+
+void put_raw(const std::string& folder, const std::string& lbl = good_lbl, const std::string& trn = good_trn,
+             const std::string& tst = good_tst) {
+  put_file(folder + "/lbl.json", lbl);
+  put_file(folder + "/trn.json", trn);
+  put_file(folder + "/tst.json", tst);
+}
+
+void expect_good(const Dataset& set) {
+  ASSERT_EQ(set.labels.size(), 3);
+  ASSERT_EQ(set.train.texts.size(), 2);
+  ASSERT_EQ(set.test.texts.size(), 1);
+  EXPECT_EQ(set.labels.uid(0), "a");
+  EXPECT_EQ(set.labels.title(0), "Alpha");
+  EXPECT_EQ(set.labels.content(0), "first");
+  EXPECT_EQ(set.labels.title(1), "Bêta\né😀");
+  EXPECT_EQ(set.labels.content(1), "");
+  EXPECT_EQ(set.labels.uid(2), "c");
+  EXPECT_EQ(set.labels.title(2), "");
+  EXPECT_EQ(set.train.texts.uid(0), "x");
+  EXPECT_EQ(set.train.texts.title(0), std::string_view("nul \0 in", 8));
+  EXPECT_EQ(set.train.texts.content(0), "tab\t");
+  EXPECT_EQ(set.train.texts.title(1), "日本語");
+  EXPECT_EQ(set.train.texts.content(1), "");
+  EXPECT_EQ(set.test.texts.content(0), "u");
+  EXPECT_EQ(labels_of(set.train, 0), (Numbers{0, 2}));
+  EXPECT_EQ(labels_of(set.train, 1), Numbers{});
+  EXPECT_EQ(labels_of(set.test, 0), Numbers{1});
+  EXPECT_EQ(set.train.own(0), -1);
+  EXPECT_EQ(set.train.own(1), 1);
+  EXPECT_EQ(set.test.own(0), 2);
+}
+
+// Nothing stays of a failed import into `folder`.
+void expect_nothing_left(const std::string& folder) {
+  EXPECT_FALSE(exists(folder));
+  EXPECT_FALSE(exists(folder + ".tmp"));
+}
+
+TEST(Import, RawRoundTrip) {
+  TemporaryFolder t;
+  put_raw(t / "raw");
+  const ImportSummary done = import_dataset(t / "raw", t / "sets/one/", strict);
+  EXPECT_EQ(done.train, 2);
+  EXPECT_EQ(done.test, 1);
+  EXPECT_EQ(done.labels, 3);
+  EXPECT_EQ(done.train_pairs, 2);
+  EXPECT_EQ(done.test_pairs, 1);
+  EXPECT_EQ(done.bad_lines, 0);
+  const Dataset set = open_dataset(t / "sets/one");
+  expect_good(set);
+  EXPECT_EQ(set.name, "one");
+  EXPECT_EQ(set.sha256, sha256_hex(std::string(good_lbl) + good_trn + good_tst));
+  EXPECT_FALSE(exists(t / "sets/one/labels.offsets"));
+  EXPECT_FALSE(exists(t / "sets/one/labels.labels.tmp"));
+}
+
+TEST(Import, GzipByteOrderMarkAndCarriageReturns) {
+  TemporaryFolder t;
+  std::string trn = std::string("\xef\xbb\xbf") + good_trn;
+  for (size_t at = 0; (at = trn.find('\n', at)) != trn.npos; at += 2) trn.insert(at, 1, '\r');
+  put_gzip(t / "raw/lbl.json.gz", good_lbl);
+  put_file(t / "raw/trn.json", trn);
+  put_gzip(t / "raw/tst.json.gz", good_tst);
+  import_dataset(t / "raw", t / "out", {false, "a name", false});
+  expect_good(open_dataset(t / "out"));
+  EXPECT_EQ(open_dataset(t / "out").name, "a name");
+}
+
+TEST(Import, FirstOfEqualUidsIsTheOwnLabel) {
+  TemporaryFolder t;
+  const std::string row = "{\"uid\": \"s\", \"title\": \"s\", \"content\": \"\"}\n";
+  put_raw(t / "raw", "{\"uid\": \"r\", \"title\": \"r\"}\n" + row + row, "{\"uid\":\"s\",\"title\":\"\",\"target_ind\":[1]}",
+          "{\"uid\":\"\",\"title\":\"\",\"target_ind\":[2]}");
+  import_dataset(t / "raw", t / "out", strict);
+  EXPECT_EQ(open_dataset(t / "out").train.own(0), 1);  // although it is a target: the raw format's protocol
+  EXPECT_EQ(open_dataset(t / "out").test.own(0), -1);
+}
+
+struct BadLine {
+  const char *line, *what;
+};
+
+const BadLine bad_anywhere[] = {
+    {"", "empty line"},
+    {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": []", "not a valid JSON object"},
+    {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": []} {}", "not a valid JSON object"},
+    {"[\"uid\"]", "not a valid JSON object"},
+    {"plain text", "not a valid JSON object"},
+    {"{\"uid\": \"q\", \"title\": \"caf\xe9\", \"target_ind\": []}", "not UTF-8"},
+    {"{\"uid\": \"q\", \"title\": \"\\ud800\", \"target_ind\": []}", ""},
+    {"{\"uid\": \"q\", \"title\": \"\\udc00x\", \"target_ind\": []}", ""},
+    {"{\"uid\": \"q\", \"target_ind\": []}", "title is missing"},
+    {"{\"title\": \"q\", \"target_ind\": []}", "uid is missing"},
+    {"{\"uid\": 7, \"title\": \"t\", \"target_ind\": []}", "uid is not a string"},
+    {"{\"uid\": \"q\", \"title\": null, \"target_ind\": []}", "title is not a string"},
+    {"{\"uid\": \"q\", \"title\": \"t\", \"content\": [], \"target_ind\": []}", "content is not a string"},
+};
+
+const BadLine bad_query[] = {
+    {"{\"uid\": \"q\", \"title\": \"t\"}", "target_ind is missing"},
+    {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": 1}", "target_ind is not a list"},
+    {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": [3]}", "target_ind holds 3, expected 0 to 2"},
+    {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": [1, -1]}", "target_ind holds -1, expected 0 to 2"},
+    {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": [4294967296]}", "target_ind holds 4294967296"},
+    {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": [1.0]}", "not a line number"},
+    {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": [\"1\"]}", "not a line number"},
+    {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": [18446744073709551615]}", "not a line number"},
+    {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": [1], \"target_rel\": 1}", "target_rel is not a list"},
+    {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": [1], \"target_rel\": [\"1\"]}", "not a number"},
+    {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": [1], \"target_rel\": []}",
+     "target_rel has 0 values, target_ind 1"},
+    {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": [1], \"target_rel\": [1.0, 1.0]}",
+     "target_rel has 2 values, target_ind 1"},
+};
+
+// The bad line stands as line 2 of `side`, between good lines.
+void expect_refused_and_skipped(const std::string& side, const BadLine& bad) {
+  SCOPED_TRACE(side + ": " + bad.line);
+  TemporaryFolder t;
+  std::string files[3] = {good_lbl, good_trn, good_tst};
+  std::string& file = files[side == "lbl" ? 0 : side == "trn" ? 1 : 2];
+  if (side == "tst") file += "\n";
+  file.insert(file.find('\n') + 1, std::string(bad.line) + "\n");
+  put_raw(t / "raw", files[0], files[1], files[2]);
+
+  const std::string place = t / ("raw/" + side + ".json:2: " + bad.what);
+  const auto sentence = sentence_of(Exit::input, [&] { import_dataset(t / "raw", t / "out", strict); });
+  expect_contains(sentence, "1 in all");
+  expect_contains(sentence, place);
+  expect_nothing_left(t / "out");
+
+  const ImportSummary done = import_dataset(t / "raw", t / "out", lenient);
+  EXPECT_EQ(done.bad_lines, 1);
+  ASSERT_EQ(done.bad.size(), 1u);
+  EXPECT_TRUE(done.bad[0].starts_with(place)) << done.bad[0];
+  const Dataset set = open_dataset(t / "out");
+  const Texts& texts = side == "lbl" ? set.labels : side == "trn" ? set.train.texts : set.test.texts;
+  ASSERT_EQ(texts.size(), side == "lbl" ? 4 : side == "trn" ? 3 : 2);
+  EXPECT_EQ(std::string(texts.uid(1)) + std::string(texts.title(1)) + std::string(texts.content(1)), "");
+  EXPECT_NE(texts.uid(0), "");
+  if (side != "tst") {
+    EXPECT_EQ(texts.uid(2), "b");
+  }
+  if (side != "lbl") {
+    const Split& split = side == "trn" ? set.train : set.test;
+    EXPECT_EQ(split.own(1), -1);
+    EXPECT_EQ(labels_of(split, 1), Numbers{});
+  }
+}
+
+TEST(Import, EveryKindOfMalformedLine) {
+  for (const char* side : {"lbl", "trn", "tst"})
+    for (const BadLine& bad : bad_anywhere) expect_refused_and_skipped(side, bad);
+  for (const char* side : {"trn", "tst"})
+    for (const BadLine& bad : bad_query) expect_refused_and_skipped(side, bad);
+}
+
+TEST(Import, BadLinesAreCountedAndTheFirstNamed) {
+  TemporaryFolder t;
+  std::string trn;
+  for (int i = 1; i <= 30; ++i) trn += i % 2 ? "{\"uid\":\"u\",\"title\":\"t\",\"target_ind\":[0]}\n" : "?\n";
+  put_raw(t / "raw", good_lbl, trn, "!\n");
+  const auto sentence = sentence_of(Exit::input, [&] { import_dataset(t / "raw", t / "out", strict); });
+  expect_contains(sentence, "16 in all");
+  expect_contains(sentence, "trn.json:10: ");
+  EXPECT_EQ(sentence.find("trn.json:12: "), sentence.npos);
+  const ImportSummary done = import_dataset(t / "raw", t / "out", lenient);
+  EXPECT_EQ(done.bad_lines, 16);
+  EXPECT_EQ(done.bad.size(), 10u);
+  EXPECT_EQ(done.train, 30);
+  EXPECT_EQ(done.train_pairs, 15);
+  expect_contains(read_file(t / "out/meta.json"), "\"bad_lines\": 16");
+}
+
+TEST(Import, VeryLongLines) {
+  TemporaryFolder t;
+  const std::string head = "{\"uid\":\"u\",\"target_ind\":[0],\"title\":\"", tail = "\"}\n";
+  const std::string fits(6 << 20, 'x'), too_long(17 << 20, 'y');
+  put_raw(t / "raw", good_lbl, head + fits + tail + head + too_long + tail + head + "z" + tail);
+  const auto sentence = sentence_of(Exit::input, [&] { import_dataset(t / "raw", t / "out", strict); });
+  expect_contains(sentence, "trn.json:2: longer than 16777216 bytes");
+  import_dataset(t / "raw", t / "out", lenient);
+  const Dataset set = open_dataset(t / "out");
+  ASSERT_EQ(set.train.texts.size(), 3);
+  EXPECT_TRUE(set.train.texts.title(0) == fits);
+  EXPECT_EQ(set.train.texts.title(1), "");
+  EXPECT_EQ(set.train.texts.title(2), "z");
+  EXPECT_EQ(labels_of(set.train, 1), Numbers{});
+}
+
+TEST(Import, DeepNestingIsMalformed) {
+  TemporaryFolder t;
+  put_raw(t / "raw", good_lbl, std::string(100000, '[') + "\n");
+  expect_contains(sentence_of(Exit::input, [&] { import_dataset(t / "raw", t / "out", strict); }), "trn.json:1:");
+}
+
+// Damage to a gzipped file is one clear sentence, and nothing stays, whatever skip_bad says.
+TEST(Import, DamagedGzip) {
+  TemporaryFolder t;
+  std::string trn;
+  for (int i = 0; i < 5000; ++i)
+    trn += "{\"uid\":\"" + sha1_hex(std::to_string(i)) + "\",\"title\":\"t\",\"target_ind\":[0]}\n";
+  put_file(t / "raw/lbl.json", good_lbl);
+  put_file(t / "raw/tst.json", good_tst);
+  put_gzip(t / "raw/trn.json.gz", trn);
+  const std::string whole = read_file(t / "raw/trn.json.gz");
+  import_dataset(t / "raw", t / "whole", strict);
+
+  std::vector<std::string> damaged;
+  for (const size_t size : {whole.size() - 1, whole.size() - 4, whole.size() - 8, whole.size() / 2, size_t{11}, size_t{1}})
+    damaged.push_back(whole.substr(0, size));
+  damaged.push_back(whole);
+  damaged.back()[whole.size() - 6] ^= 1;  // the check sum
+  damaged.push_back(whole);
+  damaged.back()[whole.size() / 2] ^= 0x40;
+  damaged.push_back("{\"uid\":\"u\",\"title\":\"t\",\"target_ind\":[0]}\n");
+  for (const auto& bytes : damaged) {
+    SCOPED_TRACE(bytes.size());
+    put_file(t / "raw/trn.json.gz", bytes);
+    const auto sentence = sentence_of(Exit::input, [&] { import_dataset(t / "raw", t / "out", lenient); });
+    expect_contains(sentence, "trn.json.gz");
+    expect_contains(sentence, "gzip");
+    expect_nothing_left(t / "out");
+  }
+}
+
+TEST(Import, MissingEmptyAndAmbiguousFiles) {
+  TemporaryFolder t;
+  const auto refused = [&](const std::string& source, const std::string& part) {
+    expect_contains(sentence_of(Exit::input, [&] { import_dataset(source, t / "out", lenient); }), part);
+    expect_nothing_left(t / "out");
+  };
+  refused(t / "absent", "absent: expected a readable file");
+  for (const char* side : {"lbl", "trn", "tst"}) {
+    put_raw(t / "raw");
+    fs::remove(t / (std::string("raw/") + side + ".json"));
+    refused(t / "raw", std::string("found no ") + side);
+    put_file(t / (std::string("raw/") + side + ".json"), "");
+    refused(t / "raw", std::string(side) + ".json: expected a row a line, found an empty file");
+  }
+  put_raw(t / "raw");
+  put_gzip(t / "raw/trn.json.gz", good_trn);
+  refused(t / "raw", "trn.json: expected one file, found");
+  fs::remove(t / "raw/trn.json.gz");
+  fs::create_directory(t / "out");
+  expect_contains(sentence_of(Exit::usage, [&] { import_dataset(t / "raw", t / "out", strict); }), "exists already");
+}
+
+TEST(Import, Tsv) {
+  TemporaryFolder t;
+  // goes_to_test: SHA-1("a") begins 86f7e437 = 2264392759, 4 mod 5; the others by the same rule, checked below.
+  std::string text = "\xef\xbb\xbf" "first text\tred\tblue\r\n"
+                     "green\tred\t\tred\t\r\n"         // named like the label `green` that line 3 brings
+                     "blue\tblue\tgreen\n"             // named like its own label: a target, so not dropped
+                     "日本\tgreen";
+  for (const bool gzipped : {false, true}) {
+    const std::string out = t / (gzipped ? "z" : "p"), source = out + ".tsv" + (gzipped ? ".gz" : "");
+    gzipped ? put_gzip(source, text) : put_file(source, text);
+    const ImportSummary done = import_dataset(source, out, strict);
+    EXPECT_EQ(done.labels, 3);
+    EXPECT_EQ(done.train + done.test, 4);
+    EXPECT_EQ(done.train_pairs + done.test_pairs, 6);
+    const Dataset set = open_dataset(out);
+    EXPECT_EQ(set.labels.uid(0), "red");
+    EXPECT_EQ(set.labels.title(1), "blue");
+    EXPECT_EQ(set.labels.uid(2), "green");
+    const struct { const char *uid, *title; Numbers labels; int32_t own; } expected[] = {
+        {"1", "first text", {0, 1}, -1}, {"2", "green", {0}, 2}, {"3", "blue", {1, 2}, -1}, {"4", "日本", {2}, -1}};
+    int64_t at[2] = {0, 0};
+    for (const auto& row : expected) {
+      SCOPED_TRACE(row.title);
+      const bool test = std::stoul(sha1_hex(row.title).substr(0, 8), nullptr, 16) % 5 == 0;
+      const Split& split = test ? set.test : set.train;
+      const int64_t i = at[test]++;
+      ASSERT_LT(i, split.texts.size());
+      EXPECT_EQ(split.texts.uid(i), row.uid);
+      EXPECT_EQ(split.texts.title(i), row.title);
+      EXPECT_EQ(split.texts.content(i), "");
+      EXPECT_EQ(labels_of(split, i), row.labels);
+      EXPECT_EQ(split.own(i), row.own);
+    }
+  }
+}
+
+TEST(Import, MalformedTsvLines) {
+  for (const BadLine bad : {BadLine{"", "empty line"}, {"no label here", "no tab and label"}, {"text\t\t", "no tab and label"},
+                            {"\tlabel", "the text before the first tab is empty"}, {"caf\xe9\tnew", "not UTF-8"},
+                            {"text\tcaf\xe9", "not UTF-8"}}) {
+    SCOPED_TRACE(bad.line);
+    TemporaryFolder t;
+    put_file(t / "in.tsv", "one\tl\n" + std::string(bad.line) + "\ntwo\tl\tm\n");
+    const auto sentence = sentence_of(Exit::input, [&] { import_dataset(t / "in.tsv", t / "out", strict); });
+    expect_contains(sentence, t / ("in.tsv:2: " + std::string(bad.what)));
+    expect_nothing_left(t / "out");
+    const ImportSummary done = import_dataset(t / "in.tsv", t / "out", lenient);
+    EXPECT_EQ(done.bad_lines, 1);
+    EXPECT_EQ(done.labels, 2);  // nothing of the bad line became a label
+    EXPECT_EQ(done.train + done.test, 3);
+    EXPECT_EQ(done.train_pairs + done.test_pairs, 3);
+  }
+}
+
+TEST(Import, SplitRule) {
+  EXPECT_FALSE(goes_to_test("a"));       // SHA-1 86f7e437...: 2264392759, 4 modulo 5
+  EXPECT_TRUE(goes_to_test("4ti2-doc"));  // test and train rows of the default dataset
+  EXPECT_TRUE(goes_to_test("7kaa-data"));
+  EXPECT_FALSE(goes_to_test("0ad-data"));
+}
+
+FILE* text_file(std::string text) {
+  FILE* file = tmpfile();
+  fwrite(text.data(), 1, text.size(), file);
+  rewind(file);
+  return file;
+}
+
+TEST(DebianIndex, Stanzas) {
+  TemporaryFolder t;
+  FILE* file = text_file(
+      "Package: zeta\nVersion: 1\nDescription: the last\n long text\n .\nRecommends: alpha (>= 1:2.0) | beta:any, gone,\n"
+      " gamma [amd64]\nSuggests: zeta, beta <!nocheck>\n\n\n"
+      "Package: beta\nDescription-md5: 0123\nDescription-en: a translated one\n more\nDepends: alpha\n\n"
+      "Package: zeta\nDescription: the second is not read\nRecommends: delta\n\n"
+      "Package: 4ti2-doc\nRecommends: alpha\n\n"
+      "Package: delta\nDescription: caf\xe9\nEnhances: alpha\nSuggests:gamma\nTag: x,\n zeta\n\n"
+      "Package: alpha\nDescription: größte\n\nPackage: gamma\nDescription: unused: colon");  // no newline at the end
+  const DebianIndex index = read_debian_index(file);
+  fclose(file);
+  ASSERT_EQ(index.packages.size(), 6u);
+  const ImportSummary done = import_debian_index(index, t / "out", strict);
+  EXPECT_EQ(done.labels, 3);
+  const Dataset set = open_dataset(t / "out");
+  EXPECT_EQ(set.sha256, index.sha256);
+  const char* labels[] = {"alpha: größte", "beta: a translated one", "gamma: unused: colon"};
+  ASSERT_EQ(set.labels.size(), 3);
+  for (int64_t i = 0; i < 3; ++i) EXPECT_EQ(set.labels.title(i), labels[i]);
+  EXPECT_EQ(set.labels.uid(1), "beta");
+  ASSERT_EQ(set.test.texts.size(), 1);
+  EXPECT_EQ(set.test.texts.uid(0), "4ti2-doc");
+  EXPECT_EQ(set.test.texts.title(0), "4ti2-doc");
+  EXPECT_EQ(labels_of(set.test, 0), Numbers{0});
+  ASSERT_EQ(set.train.texts.size(), 2);
+  EXPECT_EQ(set.train.texts.title(0), "delta");
+  EXPECT_EQ(labels_of(set.train, 0), Numbers{2});
+  EXPECT_EQ(set.train.texts.title(1), "zeta: the last");
+  EXPECT_EQ(set.train.texts.content(1), "");
+  EXPECT_EQ(labels_of(set.train, 1), (Numbers{0, 1, 2}));
+  EXPECT_EQ(set.train.own(1), -1);
+}
+
+TEST(DebianIndex, OwnLabel) {
+  TemporaryFolder t;
+  FILE* file = text_file("Package: a\nSuggests: b\n\nPackage: b\nSuggests: a\n");
+  import_debian_index(read_debian_index(file), t / "out", strict);
+  fclose(file);
+  const Dataset set = open_dataset(t / "out");
+  ASSERT_EQ(set.train.texts.size(), 2);
+  EXPECT_EQ(set.train.own(0), 0);
+  EXPECT_EQ(set.train.own(1), 1);
+}
+
+TEST(DebianIndex, EmptyOrWithoutRelations) {
+  TemporaryFolder t;
+  for (const char* text : {"", "\n\n", "Package\n", ":\n", "Package: a\nDescription: x\n", " \tlost\nPackage: a\nSuggests: a\n"}) {
+    FILE* file = text_file(text);
+    const auto sentence = sentence_of(
+        Exit::machine, [&] { import_debian_index(read_debian_index(file), t / "out", strict); });
+    expect_contains(sentence, "apt-get update");
+    expect_nothing_left(t / "out");
+    fclose(file);
+  }
+}
+
+TEST(DebianIndex, AptCacheMissing) {
+  TemporaryFolder t;
+  const std::string path = getenv("PATH");
+  setenv("PATH", (t / "nothing").c_str(), 1);
+  const auto sentence = sentence_of(Exit::machine, [&] { import_debian_index(t / "out", strict); });
+  setenv("PATH", path.c_str(), 1);
+  expect_contains(sentence, "found exit status 127");
+  expect_nothing_left(t / "out");
+}
+
+TEST(DefaultDataset, ImportsAsStated) {
+  ASSERT_TRUE(exists("sampling/debian/trn.json.gz")) << "run the tests from the root of the repository";
+  TemporaryFolder t;
+  const ImportSummary done = import_dataset("sampling/debian", t / "out", strict);
+  EXPECT_EQ(done.train, 13207);
+  EXPECT_EQ(done.test, 3128);
+  EXPECT_EQ(done.labels, 20044);
+  EXPECT_EQ(done.train_pairs, 42527);
+  EXPECT_EQ(done.test_pairs, 9622);
+  const Dataset set = open_dataset(t / "out");
+  EXPECT_EQ(set.labels.title(0), "0ad: Real-time strategy game of ancient warfare");
+  for (const auto& [split, test] : {std::pair{&set.train, false}, {&set.test, true}})
+    for (int64_t i = 0; i < split->texts.size(); ++i) {
+      const Texts& texts = split->texts;
+      ASSERT_EQ(goes_to_test(texts.uid(i)), test);
+      ASSERT_TRUE(texts.content(i).empty());
+      ASSERT_TRUE(texts.title(i).starts_with(std::string(texts.uid(i)) + ": "));
+      ASSERT_TRUE(i == 0 || texts.uid(i - 1) < texts.uid(i));
+      ASSERT_FALSE(split->labels.row(i).empty());
+      const int32_t own = split->own(i);
+      ASSERT_TRUE(own < 0 || set.labels.uid(own) == texts.uid(i));
+      for (const int32_t label : split->labels.row(i)) ASSERT_NE(label, own);
+    }
+}
+
+// sampling/debian is looked for beside the executable; a copy of nothing but a link shows both outcomes.
+TEST(DefaultDataset, IsFoundBesideTheExecutable) {
+  const fs::path here = fs::read_symlink("/proc/self/exe").parent_path();
+  const std::string expected = here / "sampling/debian";
+  if (exists(expected + "/lbl.json.gz")) {
+    EXPECT_EQ(default_dataset_source(), expected);
+  } else {
+    expect_contains(sentence_of(Exit::input, [] { default_dataset_source(); }), expected);
+  }
+}
+
+// ---- memory ----
+
+int64_t anonymous_kib() {
+  char text[4096];
+  const int fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+  const ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
+  if (fd >= 0) close(fd);
+  text[n > 0 ? n : 0] = 0;
+  const char* at = strstr(text, "RssAnon:");
+  return at ? strtoll(at + 8, nullptr, 10) : -1;
+}
+
+// KiB of anonymous memory that work() adds at its peak, in a process of its own; -1 when it fails.
+int64_t added_memory(const std::function<void()>& work) {
+  int ends[2];
+  if (pipe(ends) != 0) return -1;
+  const pid_t child = fork();
+  if (child == 0) {
+    std::atomic<bool> done = false;
+    std::atomic<int64_t> peak = -1;
+    const int64_t before = anonymous_kib();
+    std::thread sampler([&] {
+      while (!done) {
+        peak = std::max<int64_t>(peak, anonymous_kib());
+        usleep(500);
+      }
+    });
+    try {
+      work();
+    } catch (...) {
+      _exit(1);
+    }
+    done = true;
+    sampler.join();
+    const int64_t added = peak - before;
+    _exit(write(ends[1], &added, sizeof added) == sizeof added ? 0 : 1);
+  }
+  close(ends[1]);
+  int64_t added = -1;
+  if (read(ends[0], &added, sizeof added) != sizeof added) added = -1;
+  close(ends[0]);
+  waitpid(child, nullptr, 0);
+  return added;
+}
+
+// Copies the first `count` lines of a gzipped file.
+void copy_lines(const std::string& from, const std::string& to, int64_t count) {
+  gzFile in = gzopen(from.c_str(), "rb"), out = gzopen(to.c_str(), "wb1");
+  ASSERT_TRUE(in && out);
+  std::string line(4 << 20, '\0');
+  for (int64_t i = 0; i < count && gzgets(in, line.data(), static_cast<int>(line.size())); ++i) gzputs(out, line.c_str());
+  gzclose(in);
+  ASSERT_EQ(gzclose(out), Z_OK);
+}
+
+TEST(Import, MemoryDoesNotGrowWithTheFile) {
+  const std::string yso = "../shared/data/yso";
+  if (!exists(yso)) GTEST_SKIP() << yso << " is not there: it is a large real set for developers";
+  TemporaryFolder t;
+  fs::create_directory(t / "tenth");
+  copy_lines(yso + "/lbl.json.gz", t / "tenth/lbl.json.gz", INT64_MAX);
+  copy_lines(yso + "/trn.json.gz", t / "tenth/trn.json.gz", 31058);
+  copy_lines(yso + "/tst.json.gz", t / "tenth/tst.json.gz", 3442);
+  const int64_t tenth = added_memory([&] { import_dataset(t / "tenth", t / "a", strict); });
+  const int64_t whole = added_memory([&] { import_dataset(yso, t / "b", strict); });
+  const Dataset a = open_dataset(t / "a"), b = open_dataset(t / "b");
+  EXPECT_EQ(a.train.texts.size(), 31058);
+  EXPECT_EQ(b.train.texts.size(), 310581);
+  EXPECT_EQ(b.test.texts.size(), 34417);
+  EXPECT_EQ(a.labels.size(), b.labels.size());
+  std::printf("added at the peak: %ld KiB for a tenth, %ld KiB for the whole\n", tenth, whole);
+  EXPECT_GT(tenth, 0);
+  EXPECT_TRUE(whole > 0 && static_cast<double>(whole) < 1.05 * static_cast<double>(tenth)) << tenth << " " << whole;
+}
+
+}  // namespace
+}  // namespace quest

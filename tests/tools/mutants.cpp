@@ -1,0 +1,498 @@
+// Mutation test of the arithmetic: on a copy of the tree, breaks one thing at a time and expects a test to fail.
+//
+//   mutants SEED COUNT     COUNT 0: all of them
+//
+// tests/mutants.txt says which functions are broken and which tests run first, and lists the mutants that change
+// nothing, with the reason. In every line of those functions each kind of change (sign, index, constant, order,
+// rounding, dropped term) is made at one place; a hash of the line chooses the place. A mutant that does not compile is
+// none; one whose test program is the same machine code is explained by that.
+#include <fcntl.h>
+#include <fnmatch.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <set>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include "kernels/base/error.h"
+#include "kernels/base/file.h"
+#include "kernels/base/hash.h"
+#include "kernels/base/progress.h"
+#include "kernels/base/random.h"
+
+using namespace quest;
+namespace fs = std::filesystem;
+
+namespace {
+
+// -- tests/mutants.txt -------------------------------------------------------------------------------------------------
+
+struct Target { std::string file, functions, tests; };  // functions: globs parted by commas; tests: a gtest filter
+
+struct Table {
+  std::vector<Target> targets;
+  std::map<std::string, bool> same;  // key of a mutant that changes nothing -> was it met
+};
+
+std::string trim(const std::string& text) {
+  const size_t first = text.find_first_not_of(" \t"), last = text.find_last_not_of(" \t");
+  return first == std::string::npos ? "" : text.substr(first, last - first + 1);
+}
+
+Table read_table(const std::string& path) {
+  Table table;
+  std::istringstream lines(read_file(path));
+  int number = 0;
+  for (std::string line; std::getline(lines, line);) {
+    ++number;
+    if (trim(line).empty() || line[0] == '#') continue;
+    std::istringstream words(line);
+    std::string kind;
+    Target target;
+    words >> kind >> target.file >> target.functions >> target.tests;
+    if (kind == "break" && !target.tests.empty()) table.targets.push_back(target);
+    else if (const size_t reason = line.rfind(" ## "); kind == "same" && reason != line.npos)
+      table.same[trim(line.substr(5, reason - 5))] = false;
+    else fail(Exit::input, "%s:%d: expected \"break FILE FUNCTIONS TESTS\" or \"same MUTANT ## REASON\"", path.c_str(), number);
+  }
+  return table;
+}
+
+// -- C++ text ----------------------------------------------------------------------------------------------------------
+
+// The text with comments, strings, characters and preprocessor lines blanked out; nothing moves.
+std::string masked(const std::string& text) {
+  std::string out = text;
+  const auto blank = [&](size_t from, size_t to) {
+    for (size_t i = from; i < std::min(to, out.size()); ++i)
+      if (out[i] != '\n') out[i] = ' ';
+    return std::min(to, out.size());
+  };
+  const auto behind = [&](const char* what, size_t from) {
+    const size_t at = text.find(what, from);
+    return at == text.npos ? text.size() : at + strlen(what);
+  };
+  for (size_t i = 0; i < text.size();) {
+    const char c = text[i];
+    const bool digit_before = i > 0 && isalnum(static_cast<unsigned char>(text[i - 1]));
+    if (text.compare(i, 2, "//") == 0) i = blank(i, behind("\n", i));
+    else if (text.compare(i, 2, "/*") == 0) i = blank(i, behind("*/", i + 2));
+    else if (c == '#' && trim(text.substr(text.rfind('\n', i) + 1, i - text.rfind('\n', i) - 1)).empty())
+      i = blank(i, behind("\n", i));
+    else if (text.compare(i, 3, "R\"(") == 0) i = blank(i, behind(")\"", i));
+    else if (c == '"' || (c == '\'' && !digit_before)) {
+      size_t end = i + 1;
+      while (end < text.size() && text[end] != c) end += text[end] == '\\' ? 2 : 1;
+      i = blank(i, end + 1);
+    } else ++i;
+  }
+  return out;
+}
+
+struct Function { std::string name; size_t begin, end; };  // the body, braces included
+
+// Functions of a masked text. What stands before a brace and has no parenthesis is a namespace, type or table.
+std::vector<Function> functions_of(const std::string& text) {
+  std::vector<Function> found;
+  size_t heading = 0;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == ';' || text[i] == '}') heading = i + 1;
+    if (text[i] != '{') continue;
+    const std::string before = text.substr(heading, i - heading);
+    const size_t parenthesis = before.find('(');
+    heading = i + 1;
+    if (parenthesis == before.npos) continue;
+    size_t end = i, depth = 0;
+    do depth += (text[end] == '{') - (text[end] == '}');
+    while (depth > 0 && ++end < text.size());
+    size_t first = parenthesis;
+    while (first > 0 && (isalnum(static_cast<unsigned char>(before[first - 1])) || strchr("_~:", before[first - 1]))) --first;
+    found.push_back({before.substr(first, parenthesis - first), i, end + 1});
+    i = end;
+    heading = end + 1;
+  }
+  return found;
+}
+
+struct Token {
+  enum Kind { name, number, sign } kind;
+  size_t begin, end;
+  std::string text;
+};
+
+std::vector<Token> tokens_of(const std::string& text, size_t begin, size_t end) {
+  static const char* const long_signs[] = {"<<=", ">>=", "...", "<=>", "+=", "-=", "*=", "/=", "%=", "&=", "|=", "^=", "==",
+                                           "!=",  "<=",  ">=",  "&&",  "||", "++", "--", "->", "<<", ">>", "::"};
+  std::vector<Token> tokens;
+  for (size_t i = begin; i < end;) {
+    const auto byte = [&](size_t at) { return at < end ? static_cast<unsigned char>(text[at]) : 0; };
+    size_t last = i + 1;
+    Token::Kind kind = Token::sign;
+    if (isspace(byte(i))) { ++i; continue; }
+    if (isdigit(byte(i)) || (byte(i) == '.' && isdigit(byte(i + 1)))) {
+      kind = Token::number;
+      const bool hex = byte(i) == '0' && (byte(i + 1) | 32) == 'x';
+      while (isalnum(byte(last)) || byte(last) == '.' || byte(last) == '\'' ||
+             (strchr("+-", byte(last)) && byte(last) && (byte(last - 1) | 32) == (hex ? 'p' : 'e'))) ++last;
+    } else if (isalpha(byte(i)) || byte(i) == '_') {
+      kind = Token::name;
+      while (isalnum(byte(last)) || byte(last) == '_') ++last;
+    } else {
+      for (const char* sign : long_signs)
+        if (text.compare(i, strlen(sign), sign) == 0) { last = i + strlen(sign); break; }
+    }
+    tokens.push_back({kind, i, last, text.substr(i, last - i)});
+    i = last;
+  }
+  return tokens;
+}
+
+// -- mutants -----------------------------------------------------------------------------------------------------------
+
+struct Mutant {
+  const Target* target;
+  std::string function, kind;
+  size_t begin, end;  // replaced bytes of the file
+  std::string replacement;
+  int line;
+  std::string key;  // FILE FUNCTION | line | changed line
+};
+
+class Finder {
+ public:
+  Finder(const std::string& text, std::vector<Token> tokens) : text_(text), t_(std::move(tokens)) {}
+
+  // Calls emit(kind, token index, begin, end, replacement) for every possible change.
+  template <class Emit>
+  void each(Emit&& emit) {
+    for (size_t i = 0; i < t_.size(); ++i) {
+      const Token& t = t_[i];
+      const auto replace = [&](const char* kind, const std::string& by) { emit(kind, i, t.begin, t.end, by); };
+      if (const auto swap = swaps().find(t.text); swap != swaps().end()) replace(swap->second.first, swap->second.second);
+      if (t.text == "+=") emit("drop", i, t.begin, t.end, "=");
+      if (binary(i)) {
+        replace("sign", t.text == "+" ? "-" : t.text == "-" ? "+" : t.text == "*" ? "/" : "*");
+        emit("drop", i, t.begin, t_[term_end(i)].end, "");
+      } else if (t.text == "-" && operand_starts(i + 1)) replace("sign", "");
+      if (comparison(i)) {
+        if (in_for(i)) emit("order", i, t.begin, t.begin, "+ 1 ");
+        else replace("order", t.text == "<" ? "<=" : ">=");
+      }
+      if (t.text == "[" && operand_ends(i - 1) && !(i > 1 && t_[i - 2].kind == Token::name && t_[i - 2].text != "return"))
+        if (const size_t close = closing(i); close > i + 1 && close < t_.size())
+          emit("index", i, t_[i + 1].begin, t_[close - 1].end,
+               "(" + text_.substr(t_[i + 1].begin, t_[close - 1].end - t_[i + 1].begin) + ") + 1");
+      if (t.kind == Token::number && !(is(i - 1, "[") && is(i + 1, "]")) && !(is(i - 1, "<") && !space_before(i)))
+        replace("constant", "(" + t.text + " + 1)");
+    }
+  }
+
+ private:
+  static const std::map<std::string, std::pair<const char*, const char*>>& swaps() {
+    static const std::map<std::string, std::pair<const char*, const char*>> table = {
+        {"+=", {"sign", "-="}}, {"-=", {"sign", "+="}}, {"*=", {"sign", "/="}}, {"/=", {"sign", "*="}},
+        {"<=", {"order", "<"}}, {">=", {"order", ">"}}, {"==", {"order", "!="}}, {"!=", {"order", "=="}},
+        {"&&", {"order", "||"}}, {"||", {"order", "&&"}}, {"min", {"order", "max"}}, {"max", {"order", "min"}},
+        {"true", {"constant", "false"}}, {"false", {"constant", "true"}}, {"double", {"rounding", "float"}},
+        {"floor", {"rounding", "ceil"}}, {"ceil", {"rounding", "floor"}}, {"round", {"rounding", "floor"}},
+        {"lround", {"rounding", "floor"}}, {"llround", {"rounding", "floor"}}, {"nearbyint", {"rounding", "floor"}},
+        {"rint", {"rounding", "floor"}}, {"round_bf16", {"rounding", ""}}};
+    return table;
+  }
+  bool is(size_t i, const char* sign) const { return i < t_.size() && t_[i].text == sign; }
+  bool space_before(size_t i) const { return isspace(static_cast<unsigned char>(text_[t_[i].begin - 1])); }
+  bool spaced(size_t i) const { return space_before(i) && isspace(static_cast<unsigned char>(text_[t_[i].end])); }
+  bool operand_ends(size_t i) const {
+    return i < t_.size() && t_[i].text != "return" && (t_[i].kind != Token::sign || is(i, ")") || is(i, "]"));
+  }
+  bool operand_starts(size_t i) const {
+    return i < t_.size() && (t_[i].kind != Token::sign || is(i, "(") || is(i, "-") || is(i, "*") || is(i, "!"));
+  }
+  bool binary(size_t i) const {
+    if (t_[i].text.size() != 1 || !strchr("+-*/", t_[i].text[0]) || !operand_ends(i - 1) || !operand_starts(i + 1)) return false;
+    return t_[i].text != "*" || spaced(i);  // `float* x` declares
+  }
+  bool comparison(size_t i) const { return (is(i, "<") || is(i, ">")) && spaced(i) && operand_ends(i - 1); }
+  bool in_for(size_t i) const {
+    const size_t line = text_.rfind('\n', t_[i].begin) + 1;
+    return text_.substr(line, t_[i].begin - line).find("for (") != std::string::npos && is(i, "<");
+  }
+  size_t closing(size_t i) const {
+    int depth = 0;
+    for (; i < t_.size(); ++i) {
+      if (is(i, "(") || is(i, "[") || is(i, "{")) ++depth;
+      if ((is(i, ")") || is(i, "]") || is(i, "}")) && --depth == 0) break;
+    }
+    return i;
+  }
+  // The last token of the term (of + and -) or factor (of * and /) that follows the operator.
+  size_t term_end(size_t op) const {
+    const bool factor = is(op, "*") || is(op, "/");
+    size_t i = op + 1;
+    while (is(i, "-") || is(i, "*") || is(i, "!")) ++i;
+    for (; i + 1 < t_.size(); ++i) {
+      if (is(i, "(") || is(i, "[") || is(i, "{")) i = std::min(closing(i), t_.size() - 2);
+      const Token& next = t_[i + 1];
+      const bool continues = next.text == "(" || next.text == "[" || next.text == "{" || next.text == "." ||
+                             next.text == "->" || next.text == "::" || (next.text == "<" && !spaced(i + 1)) ||
+                             (next.text == ">" && !spaced(i + 1)) || next.kind != Token::sign ||
+                             (!factor && (next.text == "*" || next.text == "/" || next.text == "%"));
+      if (!continues) break;
+    }
+    return i;
+  }
+
+  const std::string& text_;
+  std::vector<Token> t_;
+};
+
+bool matches(const std::string& name, const std::string& globs) {
+  std::istringstream list(globs);
+  for (std::string glob; std::getline(list, glob, ',');)
+    if (fnmatch(glob.c_str(), name.c_str(), 0) == 0) return true;
+  return false;
+}
+
+std::string line_around(const std::string& text, size_t begin, size_t end) {
+  const size_t first = text.rfind('\n', begin ? begin - 1 : 0) + 1;
+  return trim(text.substr(first, std::min(text.find('\n', end), text.size()) - first));
+}
+
+std::vector<Mutant> mutants_of(const Target& target, const std::string& text) {
+  const std::string mask = masked(text);
+  std::map<std::pair<int, std::string>, std::vector<Mutant>> places;  // by line and kind
+  for (const Function& function : functions_of(mask)) {
+    if (!matches(function.name, target.functions)) continue;
+    Finder(mask, tokens_of(mask, function.begin, function.end)).each([&](const char* kind, size_t, size_t begin, size_t end,
+                                                                       const std::string& by) {
+      const std::string line = line_around(text, begin, begin);
+      const bool message = line.find("fail(") != line.npos || line.starts_with("static_assert") || line.starts_with("using ");
+      if (message || mask.substr(begin, end - begin).find('\n') != mask.npos) return;
+      std::string changed = text;
+      changed.replace(begin, end - begin, by);
+      Mutant m{&target, function.name, kind, begin, end, by, 0, ""};
+      m.line = 1 + static_cast<int>(std::count(text.begin(), text.begin() + static_cast<long>(begin), '\n'));
+      m.key = target.file + " " + function.name + " | " + line + " | " + line_around(changed, begin, begin);
+      places[{m.line, kind}].push_back(m);
+    });
+  }
+  std::vector<Mutant> chosen;
+  for (auto& [place, candidates] : places) {
+    const std::string line = candidates[0].key.substr(0, candidates[0].key.rfind(" | ")) + place.second;
+    chosen.push_back(candidates[hash_bytes(line.data(), line.size()) % candidates.size()]);
+  }
+  return chosen;
+}
+
+// -- running -----------------------------------------------------------------------------------------------------------
+
+const std::string root = "build/mutants/tree";
+
+pid_t start(std::vector<std::string> words, const std::vector<std::string>& environment, const std::string& log) {
+  const pid_t pid = fork();
+  if (pid != 0) {
+    if (pid < 0) fail(Exit::machine, "cannot start %s: %s", words[0].c_str(), strerror(errno));
+    setpgid(pid, pid);
+    return pid;
+  }
+  setpgid(0, 0);
+  const int out = open(log.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644), in = open("/dev/null", O_RDONLY);
+  dup2(in, 0), dup2(out, 1), dup2(out, 2);
+  for (const char* name : {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"}) unsetenv(name);
+  for (const std::string& e : environment) putenv(strdup(e.c_str()));
+  const rlimit file_size = {1ull << 32, 1ull << 32};
+  setrlimit(RLIMIT_FSIZE, &file_size);
+  if (const int score = open("/proc/self/oom_score_adj", O_WRONLY); score >= 0)  // a greedy mutant goes first
+    if (write(score, "1000", 4) < 0) close(score);
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  argv.push_back(nullptr);
+  if (chdir(root.c_str()) == 0) execvp(argv[0], argv.data());
+  _exit(127);
+}
+
+enum class End { good, bad, late };
+
+// Waits for all; the first that fails, or the clock, ends the others.
+End wait_all(std::vector<pid_t> pids, double seconds) {
+  const double until = now_seconds() + seconds;
+  End end = End::good;
+  while (!pids.empty()) {
+    for (size_t i = 0; i < pids.size(); ++i) {
+      int status = 0;
+      if (waitpid(pids[i], &status, WNOHANG) != pids[i]) continue;
+      kill(-pids[i], SIGKILL);  // what it left behind
+      pids.erase(pids.begin() + static_cast<long>(i--));
+      if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) end = End::bad;
+    }
+    if (end == End::good && now_seconds() > until) end = End::late;
+    if (end != End::good) {
+      for (const pid_t pid : pids) kill(-pid, SIGKILL), waitpid(pid, nullptr, 0);
+      return end;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  return end;
+}
+
+std::string log_name(unsigned shard) { return fs::absolute(format("build/mutants/log.%u", shard)); }
+
+bool build() {
+  return wait_all({start({"make", "tests", "BUILD=build", "SAN=", "WERROR=", "V=", "CXXFLAGS=-O1 -g0 -w"}, {}, log_name(0))},
+                  1800) == End::good;
+}
+
+End run_tests(const std::string& filter, double seconds) {
+  const unsigned shards = std::clamp(std::thread::hardware_concurrency(), 1u, 8u);
+  std::vector<pid_t> pids;
+  for (unsigned s = 0; s < shards; ++s)
+    pids.push_back(start({"build/tests/all", "--gtest_fail_fast", "--gtest_filter=" + filter},
+                         {format("GTEST_TOTAL_SHARDS=%u", shards), format("GTEST_SHARD_INDEX=%u", s)}, log_name(s)));
+  return wait_all(pids, seconds);
+}
+
+std::string first_failure() {
+  for (unsigned s = 0; exists(log_name(s)); ++s) {
+    std::istringstream lines(read_file(log_name(s)));
+    for (std::string line; std::getline(lines, line);)
+      if (line.starts_with("failed: ")) return line.substr(8);
+  }
+  return "a crash";
+}
+
+// Makes the copy equal to the tree; files that are equal already keep their time, so nothing is rebuilt for them.
+void copy_tree() {
+  std::set<std::string> kept;
+  for (const char* top : {"kernels", "model", "sampling", "index", "train", "tools", "tests", "Makefile"}) {
+    std::vector<std::string> files;
+    if (fs::is_regular_file(top)) files.push_back(top);
+    if (fs::is_directory(top))
+      for (const auto& entry : fs::recursive_directory_iterator(top))
+        if (entry.is_regular_file()) files.push_back(entry.path());
+    for (const std::string& file : files) {
+      const std::string copy = root + "/" + file;
+      kept.insert(copy);
+      if (exists(copy) && read_file(copy) == read_file(file)) continue;
+      make_folders(fs::path(copy).parent_path());
+      fs::copy_file(file, copy, fs::copy_options::overwrite_existing);
+    }
+  }
+  for (const auto& entry : fs::recursive_directory_iterator(root)) {
+    const std::string path = entry.path();
+    if (entry.is_regular_file() && !kept.count(path) && !path.starts_with(root + "/build/") && path != root + "/quest")
+      fs::remove(path);
+  }
+}
+
+struct Tally { int killed = 0, surviving = 0, explained = 0, none = 0; };
+
+struct Baseline {
+  double all;                            // seconds of the whole suite
+  std::map<std::string, double> some;    // by filter
+  std::string program;                   // SHA-256 of the unbroken test program
+};
+
+Baseline measure(const std::vector<Target>& targets) {
+  fprintf(stderr, "building the unbroken copy in %s\n", root.c_str());
+  if (!build()) fail(Exit::input, "%s does not build; see %s", root.c_str(), log_name(0).c_str());
+  Baseline base{0, {}, sha256_file(root + "/build/tests/all")};
+  for (const Target& target : targets) {
+    if (base.some.count(target.tests)) continue;
+    const double start_time = now_seconds();
+    if (run_tests(target.tests, 1800) != End::good)
+      fail(Exit::input, "the unbroken tests %s fail: %s", target.tests.c_str(), first_failure().c_str());
+    base.some[target.tests] = now_seconds() - start_time;
+  }
+  const double start_time = now_seconds();
+  if (run_tests("*", 3600) != End::good) fail(Exit::input, "the unbroken tests fail: %s", first_failure().c_str());
+  base.all = now_seconds() - start_time;
+  return base;
+}
+
+void judge(const Mutant& m, const Baseline& base, const std::string& text, Tally& tally, const std::string& place) {
+  const std::string copy = root + "/" + m.target->file;
+  const double start_time = now_seconds();
+  std::string changed = text, verdict;
+  changed.replace(m.begin, m.end - m.begin, m.replacement);
+  write_file(copy, changed);
+  if (!build()) ++tally.none, verdict = "does not compile";
+  else if (sha256_file(root + "/build/tests/all") == base.program) ++tally.explained, verdict = "the same machine code";
+  else {
+    End end = run_tests(m.target->tests, std::max(60.0, 10 * base.some.at(m.target->tests)));
+    if (end == End::good) end = run_tests("*-" + m.target->tests, std::max(60.0, 10 * base.all));
+    verdict = end == End::good ? "SURVIVED" : end == End::late ? "killed by the clock" : "killed by " + first_failure();
+    ++(end == End::good ? tally.surviving : tally.killed);
+    if (end == End::good) printf("same %s ## why?\n", m.key.c_str()), fflush(stdout);
+  }
+  fprintf(stderr, "%s %s:%d %s: %s, %.0f s\n", place.c_str(), m.target->file.c_str(), m.line, m.kind.c_str(),
+          verdict.c_str(), now_seconds() - start_time);
+}
+
+int run(uint64_t seed, size_t count) {
+  Table table = read_table("tests/mutants.txt");
+  std::vector<Mutant> mutants;
+  std::map<std::string, std::string> texts;
+  for (const Target& target : table.targets) {
+    const std::string& text = texts[target.file] = read_file(target.file);
+    const auto some = mutants_of(target, text);
+    if (some.empty()) fail(Exit::input, "tests/mutants.txt: no arithmetic in %s of %s", target.functions.c_str(), target.file.c_str());
+    mutants.insert(mutants.end(), some.begin(), some.end());
+  }
+  std::vector<size_t> order(mutants.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  if (count != 0 && count < order.size()) {
+    std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return random_bits(seed, 0, a) < random_bits(seed, 0, b); });
+    order.resize(count);
+    std::sort(order.begin(), order.end());  // file by file: what is rebuilt stays little
+  }
+  fprintf(stderr, "%zu mutants, %zu of them now\n", mutants.size(), order.size());
+  if (getenv("MUTANTS_LIST")) {
+    for (const size_t i : order) printf("%s: %s\n", mutants[i].kind.c_str(), mutants[i].key.c_str());
+    return 0;
+  }
+  for (const Mutant& m : mutants)
+    if (table.same.count(m.key)) table.same[m.key] = true;
+  for (const auto& [key, met] : table.same)
+    if (!met) fprintf(stderr, "tests/mutants.txt: there is no such mutant any more: %s\n", key.c_str());
+  make_folders(root);
+  copy_tree();
+  const Baseline base = measure(table.targets);
+  fprintf(stderr, "the unbroken tests take %.0f s\n", base.all);
+  Tally tally;
+  for (size_t i = 0; i < order.size(); ++i) {
+    const Mutant& m = mutants[order[i]];
+    if (table.same.count(m.key)) { ++tally.explained; continue; }
+    judge(m, base, texts[m.target->file], tally, format("[%zu/%zu]", i + 1, order.size()));
+    if (i + 1 == order.size() || mutants[order[i + 1]].target->file != m.target->file)
+      write_file(root + "/" + m.target->file, texts[m.target->file]);
+  }
+  for (const auto& [file, text] : texts)
+    if (read_file(root + "/" + file) != text) write_file(root + "/" + file, text);
+  fprintf(stderr, "%d more did not compile\n", tally.none);
+  printf("%d killed, %d surviving, %d explained\n", tally.killed, tally.surviving, tally.explained);
+  return tally.surviving != 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    if (argc != 3) fail(Exit::usage, "usage: mutants SEED COUNT");
+    return run(strtoull(argv[1], nullptr, 10), strtoull(argv[2], nullptr, 10));
+  } catch (const std::exception& error) {
+    fprintf(stderr, "mutants: %s\n", error.what());
+    return 2;
+  }
+}

@@ -1,0 +1,286 @@
+#include "tools/options.h"
+
+#include <getopt.h>
+#include <simdjson.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <new>
+#include <numeric>
+
+#include "kernels/base/error.h"
+#include "kernels/base/json.h"
+
+namespace quest {
+
+// -- values
+// ------------------------------------------------------------------------------------------------------------
+
+static bool is_flag(const Option& o) { return std::holds_alternative<bool*>(o.target); }
+static bool is_text(const Option& o) { return std::holds_alternative<std::string*>(o.target); }
+static bool is_choice(const Option& o) { return is_text(o) && o.value.find('|') != std::string::npos; }
+
+static std::string expected(const Option& o) {
+  if (is_flag(o)) return "true or false";
+  if (is_choice(o)) return format("one of %s", o.value.c_str());
+  if (o.value == "SIZE") return "a size such as 0, 512MiB or 4GiB";
+  if (is_text(o)) return o.value;
+  const char* kind = std::holds_alternative<double*>(o.target) ? "a number" : "a whole number";
+  return format("%s from %.15g to %.15g", kind, o.least, o.most);
+}
+
+static std::string shown(const Option& o) {  // the target's value, as help writes it
+  if (is_text(o)) return *std::get<std::string*>(o.target);
+  if (const auto real = std::get_if<double*>(&o.target)) return format("%g", **real);
+  if (is_flag(o)) return "";
+  int64_t count = *std::get<int64_t*>(o.target);
+  size_t unit = 0;
+  while (o.value == "SIZE" && count != 0 && count % 1024 == 0 && unit < 4) count /= 1024, ++unit;
+  return std::to_string(count) + std::vector{"", "KiB", "MiB", "GiB", "TiB"}[unit];
+}
+
+// The whole of `word` as a number in the option's range; false when it is none.
+template <class N>
+static bool parse_number(const Option& o, std::string_view word, N& target) {
+  N number{};
+  const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), number);
+  if (error != std::errc() || end != word.data() + word.size()) return false;
+  if (!(static_cast<double>(number) >= o.least && static_cast<double>(number) <= o.most)) return false;
+  target = number;
+  return true;
+}
+
+static bool parse_size(const Option& o, std::string_view word, int64_t& target) {
+  const size_t digits = std::min(word.find_first_not_of("0123456789."), word.size());
+  if (digits == word.size()) return parse_number(o, word, target);
+  const std::string_view rest = word.substr(digits + 1);
+  const size_t power = std::string_view("KMGT").find(word[digits]) + 1;  // 0: no such unit
+  double number = 0;
+  if (power == 0 || (rest != "" && rest != "iB" && rest != "B")) return false;
+  if (!parse_number(o, word.substr(0, digits), number)) return false;
+  number *= std::pow(rest == "B" ? 1000.0 : 1024.0, static_cast<double>(power));
+  if (number > o.most) return false;
+  target = static_cast<int64_t>(number);
+  return true;
+}
+
+// Sets the target from a word; false, and nothing set, when the word is not what the option expects.
+static bool assign(const Option& o, const std::string& word) {
+  if (const auto real = std::get_if<double*>(&o.target)) return parse_number(o, word, **real);
+  if (const auto whole = std::get_if<int64_t*>(&o.target))
+    return o.value == "SIZE" ? parse_size(o, word, **whole) : parse_number(o, word, **whole);
+  const std::string words = is_flag(o) ? "|true|false|" : format("|%s|", o.value.c_str());
+  const bool listed = words.find(format("|%s|", word.c_str())) != words.npos && word.find('|') == word.npos;
+  if (!listed && (is_flag(o) || is_choice(o))) return false;
+  if (is_flag(o))
+    *std::get<bool*>(o.target) = word == "true";
+  else
+    *std::get<std::string*>(o.target) = word;
+  return true;
+}
+
+// -- parsing
+// -----------------------------------------------------------------------------------------------------------
+
+static size_t edit_distance(const std::string& a, const std::string& b) {  // Wagner and Fischer, one row
+  std::vector<size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), size_t{0});
+  for (size_t i = 0; i < a.size(); ++i) {
+    size_t corner = std::exchange(row[0], i + 1);
+    for (size_t j = 0; j < b.size(); ++j) {
+      const size_t replaced = corner + (a[i] != b[j]);
+      corner = row[j + 1];
+      row[j + 1] = std::min({replaced, row[j] + 1, corner + 1});
+    }
+  }
+  return row.back();
+}
+
+// "; did you mean NAME?", or nothing when no name is near.
+static std::string suggestion(const std::string& word, const std::vector<std::string>& names) {
+  size_t least = 2 + word.size() / 4;
+  std::string best;
+  for (const std::string& name : names) {
+    const size_t distance = name.starts_with(word) ? 0 : edit_distance(word, name);
+    if (distance < least) least = distance, best = format("; did you mean %s?", name.c_str());
+  }
+  return best;
+}
+
+[[noreturn]] static void fail_unknown(const Command& command, const std::string& word) {
+  std::vector<std::string> names = {"--help"};
+  for (const Option& o : command.options) names.push_back(format("--%s", o.name.c_str()));
+  fail(Exit::usage, "%s is no option of quest %s, or short for several%s; see quest %s --help", word.c_str(),
+       command.name.c_str(), suggestion(word.substr(0, word.find('=')), names).c_str(), command.name.c_str());
+}
+
+std::vector<std::string> parse_options(const Command& command, int argc, char** argv) {
+  constexpr int first = 256;  // getopt's code of the table's first option: above every letter
+  std::string letters = ":";
+  std::vector<option> table;
+  for (const Option& o : command.options) {
+    table.push_back({o.name.c_str(), !is_flag(o), nullptr, first + static_cast<int>(table.size())});
+    if (o.letter) (letters += o.letter) += is_flag(o) ? "" : ":";
+  }
+  table.push_back({});
+  optind = 0;  // glibc: start afresh
+  opterr = 0;
+  for (int code; (code = getopt_long(argc, argv, letters.c_str(), table.data(), nullptr)) != -1;) {
+    const int about = code == '?' || code == ':' ? optopt : code;  // 0: an unknown long option
+    size_t at = 0;
+    while (at < command.options.size() && table[at].val != about &&
+           (!about || command.options[at].letter != about))
+      ++at;
+    if (at == command.options.size()) fail_unknown(command, about ? format("-%c", about) : argv[optind - 1]);
+    const Option& o = command.options[at];
+    if (code == '?') fail(Exit::usage, "--%s takes no value; leave out what follows the =", o.name.c_str());
+    if (code == ':' || !assign(o, optarg ? optarg : "true"))
+      fail(Exit::usage, "--%s: expected %s, found %s; see quest %s --help", o.name.c_str(),
+           expected(o).c_str(), code == ':' ? "nothing" : format("\"%s\"", optarg).c_str(),
+           command.name.c_str());
+  }
+  const std::vector<std::string> arguments(argv + optind, argv + argc);
+  if (arguments.size() < command.least_arguments || arguments.size() > command.most_arguments)
+    fail(Exit::usage, "quest %s: expected %s, found %zu argument(s); see quest %s --help",
+         command.name.c_str(), command.arguments.empty() ? "options only" : command.arguments.c_str(),
+         arguments.size(), command.name.c_str());
+  return arguments;
+}
+
+// -- JSON
+// --------------------------------------------------------------------------------------------------------------
+
+void write_options(JsonWriter& out, std::span<const Option> options) {
+  for (const Option& o : options) std::visit([&](const auto* value) { out.field(o.name, *value); }, o.target);
+}
+
+void read_options(const simdjson::dom::element& element, std::span<const Option> options,
+                  const std::string& place) {
+  simdjson::dom::object object;
+  if (element.get(object))
+    fail(Exit::input, "%s: expected an object of options; the file is damaged", place.c_str());
+  for (const Option& o : options) {
+    simdjson::dom::element value;
+    std::string word = "nothing";  // what a person would type
+    bool good = !object[o.name].get(value);
+    if (good) word = value.is_string() ? std::string(value.get_c_str().value()) : simdjson::minify(value);
+    if (!good || value.is_string() != is_text(o) || !assign(o, word))
+      fail(Exit::input,
+           "%s: option \"%s\": expected %s, found %s; the file is damaged, or of another version",
+           place.c_str(), o.name.c_str(), expected(o).c_str(), word.c_str());
+  }
+  if (object.size() != options.size())
+    fail(Exit::input, "%s: expected %zu options, found %zu; another version of quest wrote the file",
+         place.c_str(), options.size(), object.size());
+}
+
+// -- help and completion
+// -----------------------------------------------------------------------------------------------
+
+std::string help_text(const Command& command) {
+  std::string out = format("%s.\n\nUsage: quest %s [OPTION...] %s\n", command.summary.c_str(),
+                           command.name.c_str(), command.arguments.c_str());
+  if (!command.options.empty()) out += "\nOptions:\n";
+  for (const Option& o : command.options) {
+    const std::string left = format(o.letter ? "-%c, --%s %s" : "%c    --%s %s", o.letter ? o.letter : ' ',
+                                    o.name.c_str(), o.value.c_str());
+    out += format("  %-30s%s%s", left.c_str(), left.size() < 30 ? "" : "\n                                ",
+                  o.help.c_str());
+    out += shown(o).empty() ? "\n" : format(" (default %s)\n", shown(o).c_str());
+  }
+  return command.examples.empty() ? out : out + "\nExamples:\n" + command.examples;
+}
+
+std::string help_text(std::span<const Command> commands) {
+  std::string out =
+      "quest: extreme multi-label text classification with a frozen language model and a soft prompt.\n\n"
+      "Usage: quest COMMAND [OPTION...]\n\nCommands:\n";
+  for (const Command& c : commands) out += format("  %-14s %s\n", c.name.c_str(), c.summary.c_str());
+  return out +
+         "\nquest COMMAND --help explains one. quest --version tells which quest this is.\n"
+         "eval \"$(quest completion)\" completes commands and options in bash.\n";
+}
+
+std::string bash_completion(std::span<const Command> commands) {
+  std::string words = "help completion", cases;
+  for (const Command& command : commands) {
+    const size_t space = std::min(command.name.find(' '), command.name.size());
+    words += format(" %s", command.name.substr(0, space).c_str());
+    std::string names = command.name.substr(space) + " --help",
+                values;  // the second word is offered like an option
+    for (const Option& o : command.options) {
+      names += format(" --%s", o.name.c_str());
+      std::string choices = o.value;
+      std::replace(choices.begin(), choices.end(), '|', ' ');
+      if (is_choice(o)) values += format("      --%s) words='%s' ;;\n", o.name.c_str(), choices.c_str());
+    }
+    cases += format("  '%s '*)\n    words+=' %s'\n    case $before in\n%s    esac ;;&\n",
+                    command.name.substr(0, space).c_str(), names.c_str(), values.c_str());
+  }
+  return format(
+      "_quest() {\n  local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} words=\n"
+      "  case \"${COMP_WORDS[*]:1:COMP_CWORD-1} \" in\n  ' ') words='%s' ;;\n%s  esac\n"
+      "  COMPREPLY=($(compgen -W \"$words\" -- \"$word\"))\n}\n"
+      "complete -o default -F _quest quest ./quest\n",
+      words.c_str(), cases.c_str());
+}
+
+// -- running
+// -----------------------------------------------------------------------------------------------------------
+
+// The command that argv names; `words` counts the words of its name. A name of two words goes before one of
+// one.
+static const Command* find_command(std::span<const Command> commands, int argc, char** argv, int& words) {
+  for (words = std::min(2, argc - 1); words > 0; --words)
+    for (const Command& c : commands)
+      if (c.name == (words == 2 ? format("%s %s", argv[1], argv[2]) : argv[1])) return &c;
+  return nullptr;
+}
+
+static int print(const std::string& out) {
+  fputs(out.c_str(), stdout);
+  return 0;
+}
+
+static int run_one(std::span<const Command> commands, int argc, char** argv) {
+  if (argc < 2) fail(Exit::usage, "expected a command; see quest help");
+  const auto asks_help = [](const std::string& word) { return word == "--help" || word == "-h"; };
+  bool help = asks_help(argv[1]) || !strcmp(argv[1], "help");
+  if (help && argc == 2) return print(help_text(commands));
+  if (help) ++argv, --argc;  // quest help train
+  int words = 0;
+  if (const Command* command = find_command(commands, argc, argv, words)) {
+    for (int i = words + 1; i < argc && strcmp(argv[i], "--") != 0; ++i) help = help || asks_help(argv[i]);
+    return help ? print(help_text(*command))
+                : command->run(parse_options(*command, argc - words, argv + words));
+  }
+  const std::string word = argv[1];
+  if (word == "--version") return print(format("quest %s\n", quest_version));
+  if (word == "completion") return print(bash_completion(commands));
+  std::vector<std::string> names = {"help", "completion"};
+  for (const Command& c : commands) names.push_back(c.name);
+  fail(Exit::usage, "\"%s\" is no command%s; see quest help", word.c_str(), suggestion(word, names).c_str());
+}
+
+int run_commands(std::span<const Command> commands, int argc, char** argv) {
+  try {
+    const int status = run_one(commands, argc, argv);
+    if (fflush(stdout) != 0 || ferror(stdout))
+      fail(Exit::machine, "standard output: %s; give it room, then run again", strerror(errno));
+    return status;
+  } catch (const Error& error) {
+    fprintf(stderr, "quest: %s\n", error.what());
+    return static_cast<int>(error.code);
+  } catch (const std::bad_alloc&) {
+    fprintf(stderr, "quest: no memory is left; close other programs or choose smaller sizes\n");
+  } catch (const std::exception& error) {
+    fprintf(stderr, "quest: unexpected: %s; please report it\n", error.what());
+  }
+  return static_cast<int>(Exit::machine);
+}
+
+}  // namespace quest
