@@ -31,9 +31,13 @@ $(BUILD)/tests/all: $(OBJ) $(TEST_OBJ)
 	@echo "  LINK  $@"
 	$(Q)$(CXX) $(FLAGS) $^ -o $@ $(LDLIBS) -lgtest
 
+# Programs of the tests, each with a main() of its own; built when asked for.
 $(PROGRAMS:%=$(BUILD)/tools/%): $(BUILD)/tools/%: $(BUILD)/tests/tools/%.o $(filter $(BUILD)/kernels/%,$(OBJ))
+	@mkdir -p $(@D)
 	@echo "  LINK  $@"
 	$(Q)$(CXX) $(FLAGS) $^ -o $@ $(LDLIBS)
+
+$(BUILD)/tools/tokenize: $(filter $(BUILD)/model/%,$(OBJ))
 
 # Instruction sets: only these files, chosen by cpuid at run time.
 $(BUILD)/%avx2.o: ISA = -mavx2 -mfma
@@ -67,7 +71,13 @@ HEADERS = zlib1g-dev:zlib.h libsimdjson-dev:simdjson.h libutf8proc-dev:utf8proc.
 PROBE = \
   $(hash)if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12\ntoo-old\n$(hash)endif\n\
   $(foreach h,$(HEADERS),$(hash)if !__has_include(<$(lastword $(subst :, ,$(h)))>)\n$(firstword $(subst :, ,$(h)))\n$(hash)endif\n)
-NEEDED := $(shell command -v $(CXX) >/dev/null || echo g++; printf '$(PROBE)' | $(CXX) -E -P -x c++ - 2>/dev/null)
+NEEDED := $(shell command -v $(firstword $(CXX)) >/dev/null || echo g++; printf '$(PROBE)' | $(CXX) -E -P -x c++ - 2>/dev/null; true)
+ifneq (,$(and $(filter g++,$(NEEDED)),$(filter-out g++,$(CXX))))
+$(error there is no compiler $(CXX) here: install it, or leave out CXX)
+endif
+ifeq (g++,$(NEEDED))  # nothing could be probed
+NEEDED += $(foreach h,$(HEADERS),$(firstword $(subst :, ,$(h))))
+endif
 ifneq (,$(filter too-old,$(NEEDED)))
 $(error $(CXX) is older than g++ 12: install g++-12 and run make CXX=g++-12)
 endif

@@ -30,12 +30,12 @@ double list_recall(const Ranked& lists, const Ranked& exact) {
   return wanted > 0 ? 100 * found / wanted : 100;
 }
 
-Ranked exact_top_k(Vectors queries, Vectors labels, std::span<const uint8_t> allowed, int64_t k, Threads& threads,
-                   Progress* progress) {
+Ranked exact_top_k(Vectors queries, Vectors labels, std::span<const uint8_t> allowed, int64_t k,
+                   Threads& threads, Progress* progress) {
   // A block of labels stays in the second-level cache while a block of queries passes over it.
   constexpr int64_t query_block = 16, label_block = 64, queries_a_report = 1024;
   if (queries.width != labels.width)
-    fail(Exit::input, "query vectors: expected width %d as the labels have, found %d; encode both with one model",
+    fail(Exit::input, "query vectors: expected width %d as the labels have, found %d; use one model for both",
          static_cast<int>(labels.width), static_cast<int>(queries.width));
   Ranked lists(queries.count, k);
   std::vector<TopK> best;  // a block for each thread

@@ -25,132 +25,94 @@ static float distance(const void* a, const void* b, const void* width) {
 }
 
 struct InnerProduct final : hnswlib::SpaceInterface<float> {
-  int64_t width = 0;
+  int64_t width;
+  explicit InnerProduct(int64_t w) : width(w) {}
   size_t get_data_size() override { return width * sizeof(float); }
   hnswlib::DISTFUNC<float> get_dist_func() override { return distance; }
   void* get_dist_func_param() override { return &width; }
 };
 
-using Graph = hnswlib::HierarchicalNSW<float>;
-
 struct Hnsw::State {
   InnerProduct space;
-  int64_t labels;  // all of them, also those that stayed out
-  int64_t ef;
-  std::unique_ptr<Graph> graph;
+  int64_t labels;  // all of them, also those that stay out
+  hnswlib::HierarchicalNSW<float> graph;
+  State(int64_t width, int64_t all, int64_t count)
+      : space(width), labels(all), graph(&space, count, links, ef_construction) {}
 };
 
-// The head of hnswlib's file, field by field. An element is [links of level 0 | vector | label].
-struct Head {
-  uint64_t links_at, capacity, count, element_bytes, label_at, vector_at;
-  int32_t top_level;
-  uint32_t entry;
-  uint64_t upper_links, level0_links, links;
-  double level_scale;
-  uint64_t ef_construction;
-};
-static_assert(sizeof(Head) == 96);
-
+// PATH.meta. PATH holds count elements [links of level 0 | vector | label], then for every element its level
+// (i32) and a list of links for each level above 0; a list is its length and room for all (u32).
 struct Sidecar {
   char magic[8] = {'Q', 'U', 'E', 'S', 'T', 'N', 'S', 'W'};
   uint32_t version = 1;
   char space[4] = {'d', 'o', 't', ' '};
-  uint64_t width, labels, count, links, ef_construction, ef;
-  char sha256[64];  // of the graph file, hexadecimal
+  int64_t width, labels, links = Hnsw::links, ef_construction = Hnsw::ef_construction, ef = Hnsw::ef, count;
+  int32_t top_level;
+  uint32_t entry;
+  char sha256[64];  // of PATH, hexadecimal
 };
-static_assert(sizeof(Sidecar) == 128);
+static_assert(sizeof(Sidecar) == 136);
 
-[[noreturn]] static void fail_machine(const char* what, const std::exception& why) {
-  fail(Exit::machine, "HNSW index: %s failed: %s; free memory or use the exact scan", what, why.what());
+[[noreturn]] static void fail_machine(const char* what) {
+  fail(Exit::machine, "HNSW index: %s failed; free memory or use the exact scan", what);
 }
 
-Hnsw::Hnsw(Vectors labels, std::span<const uint8_t> allowed, HnswOptions options, Progress* progress)
-    : state_(new State{{}, labels.count, options.ef, nullptr}) {
-  state_->space.width = labels.width;
-  const auto stays_out = allowed.empty() ? 0 : std::count(allowed.begin(), allowed.end(), 0);
-  try {
-    auto& graph = state_->graph;
-    graph.reset(new Graph(&state_->space, labels.count - stays_out, options.links, options.ef_construction));
-    for (int64_t l = 0; l < labels.count; ++l) {
-      if (allowed.empty() || allowed[l]) graph->addPoint(labels.row(l), l);
-      if (progress) progress->add(1);
-    }
-  } catch (const std::exception& e) {
-    fail_machine("building", e);
+Hnsw::Hnsw(Vectors labels, std::span<const uint8_t> allowed, Progress* progress) try {
+  const auto stay_out = std::count(allowed.begin(), allowed.end(), 0);
+  state_.reset(new State(labels.width, labels.count, labels.count - stay_out));
+  for (int64_t l = 0; l < labels.count; ++l) {
+    if (allowed.empty() || allowed[l]) state_->graph.addPoint(labels.row(l), l);
+    if (progress) progress->add(1);
   }
+} catch (const std::exception&) {
+  fail_machine("building");
 }
 
 Hnsw::~Hnsw() = default;
 
-// hnswlib's own saveIndex overlooks a full disk.
 void Hnsw::save(const std::string& path) const {
-  const Graph& g = *state_->graph;
+  const auto& g = state_->graph;
   OutFile file(path);
   Sha sha;
   const auto write = [&](const void* bytes, size_t count) {
     file.write(bytes, count);
     sha.update(bytes, count);
   };
-  const Head head{g.offsetLevel0_, g.max_elements_, g.cur_element_count, g.size_data_per_element_,
-                  g.label_offset_, g.offsetData_,   g.maxlevel_,         g.enterpoint_node_,
-                  g.maxM_,         g.maxM0_,        g.M_,                g.mult_,
-                  g.ef_construction_};
-  write(&head, sizeof head);
-  write(g.data_level0_memory_, head.count * head.element_bytes);
-  for (size_t i = 0; i < head.count; ++i) {
-    const auto bytes = static_cast<uint32_t>(g.element_levels_[i] * g.size_links_per_element_);
-    write(&bytes, sizeof bytes);
-    if (bytes > 0) write(g.linkLists_[i], bytes);
+  write(g.data_level0_memory_, g.cur_element_count * g.size_data_per_element_);
+  for (size_t i = 0; i < g.cur_element_count; ++i) {
+    const int32_t level = g.element_levels_[i];
+    write(&level, sizeof level);
+    if (level > 0) write(g.linkLists_[i], level * g.size_links_per_element_);
   }
   file.commit();
-  Sidecar s{.width = static_cast<uint64_t>(state_->space.width), .labels = static_cast<uint64_t>(state_->labels),
-            .count = head.count, .links = head.links, .ef_construction = head.ef_construction,
-            .ef = static_cast<uint64_t>(state_->ef), .sha256 = {}};
+  Sidecar s{.width = state_->space.width, .labels = state_->labels, .count = int64_t(g.cur_element_count),
+            .top_level = g.maxlevel_, .entry = g.enterpoint_node_, .sha256 = {}};
   memcpy(s.sha256, sha.hex().data(), sizeof s.sha256);
   write_file(path + ".meta", {reinterpret_cast<const char*>(&s), sizeof s});
 }
 
 static void expect(bool good, const std::string& path, const char* what) {
-  if (!good) fail(Exit::input, "%s: expected %s, found something else; build the index again", path.c_str(), what);
+  if (!good) fail(Exit::input, "%s: expected %s, found otherwise; build the index again", path.c_str(), what);
 }
 
-static Sidecar read_sidecar(const std::string& path, uint64_t labels, uint64_t width) {
+static Sidecar read_sidecar(const std::string& path, int64_t labels, int64_t width) {
   const MappedFile file(path);
-  const Sidecar own{};
-  Sidecar s;
-  expect(file.size() == sizeof s, path, "a sidecar of 128 bytes");
+  Sidecar s{}, ours{.width = width, .labels = labels, .count = 0, .top_level = 0, .entry = 0, .sha256 = {}};
+  expect(file.size() == sizeof s, path, "a sidecar of 136 bytes");
   memcpy(&s, file.data(), sizeof s);
-  expect(memcmp(&s, &own, offsetof(Sidecar, width)) == 0, path, "magic QUESTNSW, version 1, space dot");
   if (s.width != width || s.labels != labels)
-    fail(Exit::input, "%s: expected %llu labels of width %llu, found %llu of %llu; build the index again",
-         path.c_str(), 0ull + labels, 0ull + width, 0ull + s.labels, 0ull + s.width);
-  expect(s.count <= labels && s.links >= 2 && s.links <= 1000 && s.ef <= 1 << 20, path, "count, M and ef in range");
+    fail(Exit::input, "%s: expected %lld labels of width %lld, found %lld of %lld; build the index again",
+         path.c_str(), 0ll + labels, 0ll + width, 0ll + s.labels, 0ll + s.width);
+  expect(memcmp(&s, &ours, offsetof(Sidecar, count)) == 0, path, "our magic, version, space, M and ef");
+  expect(s.count >= 0 && s.count <= labels, path, "no more vectors than labels");
   return s;
 }
 
-// What hnswlib believes of a file without looking: with these fields right, its own walk over the lists finds any
-// size that does not fit the file.
-static void check_file(const MappedFile& file, const Sidecar& s) {
-  expect(sha256_hex(file.text()) == std::string_view(s.sha256, sizeof s.sha256), file.path(), "the sidecar's SHA-256");
-  Head h;
-  expect(file.size() >= sizeof h, file.path(), "a head of 96 bytes");
-  memcpy(&h, file.data(), sizeof h);
-  const uint64_t links0_bytes = 4 + 2 * s.links * 4, vector_bytes = s.width * sizeof(float);
-  expect(h.capacity == s.count && h.count == s.count, file.path(), "the sidecar's count");
-  expect(h.links_at == 0 && h.vector_at == links0_bytes && h.label_at == links0_bytes + vector_bytes &&
-             h.element_bytes == h.label_at + 8, file.path(), "the sidecar's width");
-  expect(h.links == s.links && h.upper_links == s.links && h.level0_links == 2 * s.links &&
-             h.ef_construction == s.ef_construction, file.path(), "the sidecar's M and ef_construction");
-  expect(h.count <= (file.size() - sizeof h) / h.element_bytes, file.path(), "as many vectors as its count says");
-}
-
 // Every link leads to an element that has the link's level; labels ascend, as they were added.
-static void check_links(const Graph& g, const Sidecar& s, const std::string& path) {
+static void check_links(const hnswlib::HierarchicalNSW<float>& g, const Sidecar& s, const std::string& path) {
   const auto& levels = g.element_levels_;
-  expect(s.count == 0 || (g.enterpoint_node_ < s.count && levels[g.enterpoint_node_] == g.maxlevel_), path,
-         "an entry point on the top level");
-  for (uint64_t i = 0, next = 0; i < s.count; ++i) {
-    const uint64_t label = g.getExternalLabel(i);
+  for (int64_t i = 0, next = 0; i < s.count; ++i) {
+    const auto label = static_cast<int64_t>(g.getExternalLabel(i));
     expect(label >= next && label < s.labels, path, "ascending labels of the data set");
     next = label + 1;
     for (int level = 0; level <= levels[i]; ++level) {
@@ -160,42 +122,59 @@ static void check_links(const Graph& g, const Sidecar& s, const std::string& pat
         expect(list[j] < s.count && levels[list[j]] >= level, path, "links to elements of the link's level");
     }
   }
+  if (s.count > 0) expect(s.entry < s.count && levels[s.entry] == s.top_level, path, "an entry on the top level");
 }
 
-Hnsw::Hnsw(const std::string& path, int64_t labels, int64_t width) {
+Hnsw::Hnsw(const std::string& path, int64_t labels, int64_t width) try {
   const Sidecar s = read_sidecar(path + ".meta", labels, width);
-  check_file(MappedFile(path), s);
-  state_.reset(new State{{}, labels, static_cast<int64_t>(s.ef), nullptr});
-  state_->space.width = width;
-  try {
-    state_->graph.reset(new Graph(&state_->space, path));
-  } catch (const std::bad_alloc& e) {
-    fail_machine("loading", e);
-  } catch (const std::exception& e) {
-    fail(Exit::input, "%s: expected a whole graph, found: %s; build the index again", path.c_str(), e.what());
+  const MappedFile file(path);
+  expect(sha256_hex(file.text()) == std::string(s.sha256, sizeof s.sha256), path, "the sidecar's SHA-256");
+  state_.reset(new State(width, labels, s.count));
+  auto& g = state_->graph;
+  std::string_view rest = file.text();
+  const auto read = [&](void* to, size_t bytes) {
+    expect(bytes <= rest.size(), path, "as many bytes as its count and levels say");
+    if (bytes > 0) memcpy(to, rest.data(), bytes);
+    rest.remove_prefix(bytes);
+  };
+  read(g.data_level0_memory_, s.count * g.size_data_per_element_);
+  for (int64_t i = 0; i < s.count; ++i) {
+    int32_t level;
+    read(&level, sizeof level);
+    expect(level >= 0 && level <= s.top_level && level <= 64, path, "levels up to the top level");
+    if (level > 0) g.linkLists_[i] = static_cast<char*>(calloc(level, g.size_links_per_element_));
+    if (level > 0 && !g.linkLists_[i]) throw std::bad_alloc();
+    g.element_levels_[i] = level;
+    ++g.cur_element_count;  // from here on the graph frees the list
+    if (level > 0) read(g.linkLists_[i], level * g.size_links_per_element_);
   }
-  state_->graph->num_deleted_ = 0;  // hnswlib 0.6.2 leaves it unset
-  check_links(*state_->graph, s, path);
+  expect(rest.empty(), path, "nothing behind the last list");
+  check_links(g, s, path);
+  g.maxlevel_ = s.top_level;
+  g.enterpoint_node_ = s.entry;
+} catch (const Error&) {
+  throw;
+} catch (const std::exception&) {
+  fail_machine("loading");
 }
 
 Ranked Hnsw::search(Vectors queries, int64_t k, Threads& threads) const {
   if (queries.width != state_->space.width)
-    fail(Exit::input, "query vectors: expected width %d as the index has, found %d; encode both with one model",
+    fail(Exit::input, "query vectors: expected width %d as the index has, found %d; use one model for both",
          static_cast<int>(state_->space.width), static_cast<int>(queries.width));
   Ranked lists(queries.count, k);
   std::atomic<bool> failed = false;  // an exception must not leave a worker
-  const int64_t asked = std::max(k, state_->ef);
   threads.each(queries.count, [&](int64_t q, int) {
     try {
       TopK best(k);
-      for (auto found = state_->graph->searchKnn(queries.row(q), asked); !found.empty(); found.pop())
+      for (auto found = state_->graph.searchKnn(queries.row(q), std::max(k, ef)); !found.empty(); found.pop())
         if (std::isfinite(found.top().first)) best.offer(-found.top().first, found.top().second);
       best.take_into(lists, q);
     } catch (const std::exception&) {
       failed = true;
     }
   });
-  if (failed) fail(Exit::machine, "HNSW index: searching failed; free memory or use the exact scan");
+  if (failed) fail_machine("searching");
   return lists;
 }
 

@@ -9,7 +9,8 @@ namespace quest {
 static constexpr int64_t cutoffs[] = {1, 3, 5, 10, 100};  // P and PSP: the first three
 static constexpr int64_t deepest = 100, coverage_cutoff = 5;
 
-std::vector<double> inverse_propensities(std::span<const int64_t> counts, int64_t training_queries, Propensity p) {
+std::vector<double> inverse_propensities(std::span<const int64_t> counts, int64_t training_queries,
+                                         Propensity p) {
   const double C = (std::log(training_queries) - 1) * std::pow(p.B + 1, p.A);
   std::vector<double> w;
   for (const int64_t n : counts) w.push_back(1 + C * std::pow(static_cast<double>(n) + p.B, -p.A));
@@ -22,7 +23,7 @@ using Running = std::array<double, deepest + 1>;
 Metrics evaluate(const Ranked& lists, SparseRows truth, std::span<const int64_t> label_counts,
                  int64_t training_queries, Propensity propensity) {
   if (truth.rows() != lists.queries)
-    fail(Exit::usage, "metrics: expected the truth of %d ranked lists, found that of %d; rank the same queries",
+    fail(Exit::usage, "metrics: expected the truth of %d lists, found that of %d; rank the same queries",
          static_cast<int>(lists.queries), static_cast<int>(truth.rows()));
   Metrics m;
   m.propensity = propensity;
@@ -74,7 +75,8 @@ Metrics evaluate(const Ranked& lists, SparseRows truth, std::span<const int64_t>
 void write_json(JsonWriter& json, const Metrics& m) {
   json.object();
   for (size_t i = 0; i < metric_names.size(); ++i) json.field(metric_names[i], m.percent[i]);
-  json.field("PSP_A", m.propensity.A).field("PSP_B", m.propensity.B).field("queries", uint64_t{m.p1.size()}).end();
+  json.field("PSP_A", m.propensity.A).field("PSP_B", m.propensity.B);
+  json.field("queries", uint64_t{m.p1.size()}).end();
 }
 
 std::string metrics_table(std::span<const std::pair<std::string, Metrics>> methods) {
@@ -89,24 +91,24 @@ std::string metrics_table(std::span<const std::pair<std::string, Metrics>> metho
     table += '\n';
   }
   for (const auto& [name, m] : methods.first(methods.empty() ? 0 : 1))
-    table += format("percent; %zu queries; PSP with A %g, B %g; coverage at %d\n", m.p1.size(), m.propensity.A,
-                    m.propensity.B, static_cast<int>(coverage_cutoff));
+    table += format("percent; %zu queries; PSP with A %g, B %g; coverage at %d\n", m.p1.size(),
+                    m.propensity.A, m.propensity.B, static_cast<int>(coverage_cutoff));
   return table;
 }
 
-Interval paired_bootstrap(std::span<const double> a, std::span<const double> b, uint64_t seed, Threads& threads,
-                          int64_t resamples) {
+Interval paired_bootstrap(std::span<const double> a, std::span<const double> b, uint64_t seed,
+                          Threads& threads, int64_t resamples) {
   const size_t n = a.size();
   if (b.size() != n || n == 0)
-    fail(Exit::usage, "bootstrap: expected two lists of as many queries, at least one, found %zu and %zu; evaluate "
-         "both on the same queries", n, b.size());
+    fail(Exit::usage, "bootstrap: expected two lists of as many queries, found %zu and %zu; evaluate both on "
+         "the same queries", n, b.size());
   const auto count = static_cast<double>(n);
   std::vector<double> difference(n), means(resamples);
   double total = 0;
   for (size_t i = 0; i < n; ++i) total += difference[i] = b[i] - a[i];
   threads.each(resamples, [&](int64_t r, int) {
     double sum = 0;
-    for (size_t i = 0; i < n; ++i) sum += difference[(random_bits(seed, r, i) >> 32) * n >> 32];  // uniform in [0, n)
+    for (size_t i = 0; i < n; ++i) sum += difference[(random_bits(seed, r, i) >> 32) * n >> 32];  // in [0, n)
     means[r] = sum / count;
   });
   std::sort(means.begin(), means.end());

@@ -15,17 +15,19 @@ struct Ranked {
   std::vector<float> scores;  // [queries, k]
 
   Ranked() = default;
-  Ranked(int64_t rows, int64_t width) : queries(rows), k(width), ids(rows * width, -1), scores(rows * width) {}
-  std::span<const int32_t> row(int64_t query) const { return {ids.data() + query * k, static_cast<size_t>(k)}; }
+  Ranked(int64_t n, int64_t width) : queries(n), k(width), ids(n * width, -1), scores(n * width) {}
+  std::span<const int32_t> row(int64_t query) const { return {ids.data() + query * k, size_t(k)}; }
 };
 
-// Sparse rows (CSR) that somebody else owns: row i is columns[offsets[i] .. offsets[i + 1]), ascending, distinct.
+// Sparse rows (CSR) owned by somebody else: row i is columns[offsets[i] .. offsets[i + 1]), ascending, distinct.
 struct SparseRows {
   std::span<const int64_t> offsets;  // [rows + 1]
   std::span<const int32_t> columns;
 
   int64_t rows() const { return static_cast<int64_t>(offsets.size()) - 1; }
-  std::span<const int32_t> row(int64_t i) const { return columns.subspan(offsets[i], offsets[i + 1] - offsets[i]); }
+  std::span<const int32_t> row(int64_t i) const {
+    return columns.subspan(offsets[i], offsets[i + 1] - offsets[i]);
+  }
 };
 
 // The first k of every list without the query's own label. own [queries], -1 none; empty: nobody has one.
@@ -43,17 +45,16 @@ class TopK {
     int32_t id;
   };
 
-  explicit TopK(size_t k) : k_(k) { heap_.reserve(k); }
+  explicit TopK(size_t k) : k_(k) { heap_.reserve(k + 1); }
 
   void offer(float score, int32_t id) {
     const Entry entry{score, id};
     if (std::isnan(score) || (heap_.size() == k_ && !better(entry, heap_.front()))) return;
-    if (heap_.size() == k_) {
-      std::pop_heap(heap_.begin(), heap_.end(), better);
-      heap_.pop_back();
-    }
     heap_.push_back(entry);
     std::push_heap(heap_.begin(), heap_.end(), better);
+    if (heap_.size() <= k_) return;
+    std::pop_heap(heap_.begin(), heap_.end(), better);
+    heap_.pop_back();
   }
 
   std::span<const Entry> sorted() {  // best first; clear() before the next offer

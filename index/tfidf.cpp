@@ -29,84 +29,73 @@ static SparseMatrix transpose(const SparseMatrix& m, int64_t columns) {
   return out;
 }
 
-// Length of the sum of each label's training queries.
-static std::vector<float> sum_lengths(const SparseMatrix& queries, SparseRows training, int64_t labels,
-                                      int64_t words) {
-  const SparseMatrix pairs{{training.offsets.begin(), training.offsets.end()},
-                           {training.columns.begin(), training.columns.end()},
-                           std::vector<float>(training.columns.size(), 1)};
-  const SparseMatrix by_label = transpose(pairs, labels);
-  std::vector<float> lengths;
-  std::vector<double> sum(words);
-  for (int64_t label = 0; label < labels; ++label) {
-    double squares = 0;
-    by_label.each(label, [&](int32_t query, float) {
-      queries.each(query, [&](int32_t word, float value) { sum[word] += value; });
-    });
-    by_label.each(label, [&](int32_t query, float) {
-      queries.each(query, [&](int32_t word, float) {
-        const double value = std::exchange(sum[word], 0);  // 0 when the word is met again
-        squares += value * value;
-      });
-    });
-    lengths.push_back(static_cast<float>(std::sqrt(squares)));
-  }
-  return lengths;
+Tfidf::Tfidf(const TextOf& queries, SparseRows training, const TextOf& label_texts, int64_t labels)
+    : centroid_lengths_(labels), training_(training) {
+  SparseMatrix query_rows = count_words(queries, 0, training.rows(), true);
+  SparseMatrix label_rows = count_words(label_texts, 0, labels, true);
+  std::vector<int64_t> texts(words_.size());
+  for (const auto* columns : {&query_rows.columns, &label_rows.columns})
+    for (const int32_t word : *columns) ++texts[word];
+  const auto all = static_cast<double>(training.rows() + labels);
+  for (const int64_t n : texts) idf_.push_back(n < 2 ? 0 : std::log((1 + all) / (1.0 + n)) + 1);
+  weigh(query_rows);
+  weigh(label_rows);
+  queries_by_word_ = transpose(query_rows, idf_.size());
+  labels_by_word_ = transpose(label_rows, idf_.size());
+  measure_centroids();
 }
 
-Tfidf::Tfidf(const TextOf& queries, SparseRows training, const TextOf& label_texts, int64_t labels,
-             Progress* progress)
-    : training_(training) {
-  learn_words(queries, training.rows(), 0, progress);
-  learn_words(label_texts, labels, training.rows(), progress);
-  const auto texts = static_cast<double>(training.rows() + labels);
-  idf_.resize(words_.size());
-  for (const auto& [name, word] : words_) idf_[word.id] = std::log((1 + texts) / (1 + word.texts)) + 1;
-  std::erase_if(words_, [](const auto& entry) { return entry.second.texts < 2; });
-  const auto words = static_cast<int64_t>(idf_.size());
-  const SparseMatrix vectors = vectorise(queries, 0, training.rows(), progress);
-  centroid_lengths_ = sum_lengths(vectors, training, labels, words);
-  queries_by_word_ = transpose(vectors, words);
-  labels_by_word_ = transpose(vectorise(label_texts, 0, labels, progress), words);
-}
-
-void Tfidf::learn_words(const TextOf& text, int64_t rows, int64_t first_text, Progress* progress) {
-  std::string scratch;
-  for (int64_t row = 0; row < rows; ++row) {
-    each_word(text(row), scratch, [&](std::string_view name) {
-      auto found = words_.find(name);
-      if (found == words_.end())
-        found = words_.emplace(name, Word{static_cast<int32_t>(words_.size()), 0, -1}).first;
-      Word& word = found->second;
-      word.texts += std::exchange(word.last_text, first_text + row) != first_text + row;
-    });
-    if (progress) progress->add(1);
-  }
-}
-
-SparseMatrix Tfidf::vectorise(const TextOf& text, int64_t first, int64_t end, Progress* progress) const {
-  SparseMatrix m;
+// How often each word stands in each of the texts [first, end). Unknown words are learnt or left out.
+SparseMatrix Tfidf::count_words(const TextOf& text, int64_t first, int64_t end, bool learn) {
+  SparseMatrix counts;
   std::string scratch;
   std::vector<int32_t> ids;
   for (int64_t row = first; row < end; ++row) {
     ids.clear();
-    each_word(text(row), scratch, [&](std::string_view name) {
-      if (const auto found = words_.find(name); found != words_.end()) ids.push_back(found->second.id);
+    each_word(text(row), scratch, [&](std::string_view word) {
+      auto found = words_.find(word);
+      if (found == words_.end() && learn) found = words_.emplace(word, int32_t(words_.size())).first;
+      if (found != words_.end()) ids.push_back(found->second);
     });
     std::sort(ids.begin(), ids.end());
-    double squares = 0;
     for (size_t i = 0, next; i < ids.size(); i = next) {
       for (next = i; next < ids.size() && ids[next] == ids[i];) ++next;
-      const double weight = (1 + std::log(next - i)) * idf_[ids[i]];
-      m.columns.push_back(ids[i]);
-      m.values.push_back(static_cast<float>(weight));
+      counts.columns.push_back(ids[i]);
+      counts.values.push_back(static_cast<float>(next - i));
+    }
+    counts.offsets.push_back(static_cast<int64_t>(counts.values.size()));
+  }
+  return counts;
+}
+
+void Tfidf::weigh(SparseMatrix& m) const {
+  for (int64_t row = 0; row < m.rows(); ++row) {
+    double squares = 0;
+    for (int64_t i = m.offsets[row]; i < m.offsets[row + 1]; ++i) {
+      const double weight = (1 + std::log(m.values[i])) * idf_[m.columns[i]];
+      m.values[i] = static_cast<float>(weight);
       squares += weight * weight;
     }
-    for (size_t i = m.offsets.back(); i < m.values.size(); ++i) m.values[i] /= static_cast<float>(std::sqrt(squares));
-    m.offsets.push_back(static_cast<int64_t>(m.values.size()));
-    if (progress) progress->add(1);
+    const float length = squares > 0 ? static_cast<float>(std::sqrt(squares)) : 1;
+    for (int64_t i = m.offsets[row]; i < m.offsets[row + 1]; ++i) m.values[i] /= length;
   }
-  return m;
+}
+
+// Lengths of the sums of each label's training queries, word by word.
+void Tfidf::measure_centroids() {
+  std::vector<double> sum(centroid_lengths_.size()), squares(sum.size());
+  for (int64_t word = 0; word < queries_by_word_.rows(); ++word) {
+    queries_by_word_.each(word, [&](int32_t query, float value) {
+      for (const int32_t label : training_.row(query)) sum[label] += value;
+    });
+    queries_by_word_.each(word, [&](int32_t query, float) {
+      for (const int32_t label : training_.row(query)) {
+        const double whole = std::exchange(sum[label], 0);  // 0 when the label is met again
+        squares[label] += whole * whole;
+      }
+    });
+  }
+  for (size_t l = 0; l < sum.size(); ++l) centroid_lengths_[l] = static_cast<float>(std::sqrt(squares[l]));
 }
 
 // What one thread scores a query with; allocated before the threads start.
@@ -150,7 +139,7 @@ static void add_standard_scores(const std::vector<float>& score, const std::vect
 
 std::array<Ranked, 4> Tfidf::rank(const TextOf& text, int64_t queries, std::span<const int32_t> own,
                                   std::span<const uint8_t> allowed, int64_t k, Threads& threads,
-                                  Progress* progress) const {
+                                  Progress* progress) {
   constexpr int64_t queries_a_report = 1024;
   const size_t labels = centroid_lengths_.size();
   std::array<Ranked, 4> lists;
@@ -158,8 +147,8 @@ std::array<Ranked, 4> Tfidf::rank(const TextOf& text, int64_t queries, std::span
   std::vector<Work> work;
   for (int t = 0; t < threads.count(); ++t) {
     const std::vector<float> scores(labels);
-    work.push_back({std::vector<float>(training_.rows()), {scores, scores, scores}, TopK(nearest_queries), TopK(k),
-                    {}, {}});
+    const std::vector<float> similarity(training_.rows());
+    work.push_back({similarity, {scores, scores, scores}, TopK(nearest_queries), TopK(k), {}, {}});
     work.back().listed.reserve(3 * k);
     work.back().z.reserve(3 * k);
   }
@@ -183,7 +172,8 @@ std::array<Ranked, 4> Tfidf::rank(const TextOf& text, int64_t queries, std::span
   };
   for (int64_t first = 0; first < queries; first += queries_a_report) {
     const int64_t end = std::min(first + queries_a_report, queries);
-    const SparseMatrix vectors = vectorise(text, first, end, nullptr);
+    SparseMatrix vectors = count_words(text, first, end, false);
+    weigh(vectors);
     threads.each(end - first, [&](int64_t i, int thread) {
       score(vectors, i, work[thread]);
       rank_one(first + i, work[thread]);

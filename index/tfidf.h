@@ -1,5 +1,5 @@
-// The baseline beside every result: TF-IDF, in four ways. Words are \w+ in lower case; a word of n texts out of N
-// weighs (1 + ln count)(ln((1 + N) / (1 + n)) + 1) where n is at least 2; vectors have length 1.
+// The baseline beside every result: TF-IDF, in four ways. Words are \w+ in lower case; a word that stands in n of
+// N texts weighs (1 + ln count)(ln((1 + N) / (1 + n)) + 1), nothing where n is 1; vectors have length 1.
 #pragma once
 #include <array>
 #include <functional>
@@ -14,7 +14,7 @@ namespace quest {
 class Threads;
 class Progress;
 
-using TextOf = std::function<std::string(int64_t)>;  // the text of row i; only ever called by the calling thread
+using TextOf = std::function<std::string(int64_t)>;  // the text of row i; called by the calling thread
 
 // Sparse rows with values.
 struct SparseMatrix {
@@ -41,33 +41,30 @@ class Tfidf {
   static constexpr std::array<const char*, 4> names = {"label_text", "centroid", "neighbours", "z_sum"};
 
   // Fits the words on training queries and labels together. training: the labels of each training query, columns
-  // in [0, labels); must outlive the object. Each text is asked for twice and counted twice by progress.
-  Tfidf(const TextOf& queries, SparseRows training, const TextOf& label_texts, int64_t labels, Progress* = nullptr);
+  // in [0, labels); must outlive the object.
+  Tfidf(const TextOf& queries, SparseRows training, const TextOf& label_texts, int64_t labels);
 
-  // The lists of each method, without labels of score 0 (z_sum: without those outside the union). Before ranking
-  // are dropped own[query] (-1 or empty: none) and labels with allowed[label] == 0 (empty: none). Same bits for any
+  // The lists of each method, without labels of score 0 (z_sum: without those outside the union). Dropped before
+  // ranking: own[query] (-1 or empty: none) and labels with allowed[label] == 0 (empty: none). Same bits for any
   // number of threads. progress counts queries.
   std::array<Ranked, 4> rank(const TextOf& text, int64_t queries, std::span<const int32_t> own,
-                             std::span<const uint8_t> allowed, int64_t k, Threads&, Progress* = nullptr) const;
+                             std::span<const uint8_t> allowed, int64_t k, Threads&, Progress* = nullptr);
 
  private:
-  struct Word {
-    int32_t id, texts;
-    int64_t last_text;
-  };
   struct Hash : std::hash<std::string_view> {
     using is_transparent = void;
   };
   struct Work;
 
-  void learn_words(const TextOf& text, int64_t rows, int64_t first_text, Progress*);
-  SparseMatrix vectorise(const TextOf& text, int64_t first, int64_t end, Progress*) const;
+  SparseMatrix count_words(const TextOf& text, int64_t first, int64_t end, bool learn);
+  void weigh(SparseMatrix& counts) const;
+  void measure_centroids();
   void score(const SparseMatrix& queries, int64_t query, Work&) const;
 
-  std::unordered_map<std::string, Word, Hash, std::equal_to<>> words_;  // those of at least two texts
-  std::vector<double> idf_;                                             // [word ids]
-  SparseMatrix queries_by_word_, labels_by_word_;                       // rows are word ids
-  std::vector<float> centroid_lengths_;                                 // [labels]: before made unit vectors
+  std::unordered_map<std::string, int32_t, Hash, std::equal_to<>> words_;  // ids
+  std::vector<double> idf_;                        // [words]; 0 for a word of one text
+  SparseMatrix queries_by_word_, labels_by_word_;  // rows are word ids
+  std::vector<float> centroid_lengths_;            // [labels], before they are made unit vectors
   SparseRows training_;
 };
 

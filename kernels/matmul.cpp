@@ -37,16 +37,16 @@ const MatmulPath* find_path(const char* name) {
   if (!name) return &paths[0];
   for (const MatmulPath& p : paths)
     if (!strcmp(p.name, name)) return &p;
-  fail(Exit::usage, "kernel path '%s' is not one that this machine can run; the best one here is '%s'", name,
-       paths[0].name);
+  fail(Exit::usage, "kernel path: expected one that this machine can run, found '%s'; the best here is '%s'",
+       name, paths[0].name);
 }
 
 namespace {
 
-constexpr int64_t panel_inner = 384;  // inner indices of a panel: a tile's rows of x fit the first-level cache
-constexpr int64_t x_stride = 400;     // words; not a power of two, so rows fall into different cache sets
-constexpr int64_t row_block = 1152;   // rows of x packed at a time: a multiple of every tile's rows
-constexpr int64_t width = 96;         // columns of a work item: a multiple of every tile's columns and of a block
+constexpr int64_t panel_inner = 384;  // inner indices of a panel: a tile's rows of x fit the L1 cache
+constexpr int64_t x_stride = 400;     // words; an odd number of cache lines, so rows fall into different sets
+constexpr int64_t row_block = 1152;   // rows of x packed at a time: a multiple of each tile's
+constexpr int64_t width = 96;         // columns of a work item: a multiple of each tile's, and of a block
 constexpr int64_t widest_tile = 48;
 
 int64_t tiles_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
@@ -67,10 +67,10 @@ void round_all(float* values, int64_t count) {
 
 // Two bf16 values, held as floats, in one word.
 float join(float low, float high) {
-  return std::bit_cast<float>(std::bit_cast<uint32_t>(low) >> 16 | (std::bit_cast<uint32_t>(high) & 0xffff0000));
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(low) >> 16 | std::bit_cast<uint32_t>(high));
 }
 
-// Words of x[row][first .. first + count); a row past the last is zero.
+// Words of x[row][first .. first + count); a row past the last is zero, and its sums are never stored.
 void pack_row(const Product& p, int64_t row, int64_t first, int64_t count, float* to) {
   if (row >= p.x.rows) {
     std::fill_n(to, count, 0.0f);
@@ -107,7 +107,8 @@ void pack_transposed(const Product& p, int64_t column, int64_t first, int64_t co
       decode(p.w.type, row_pointer(p.w, column + n), first + k, length, block + n * block_size);
     if (p.bf16) round_all(block, real * block_size);
     for (int64_t i = 0; i < length; ++i)
-      for (int64_t n = 0; n < columns; ++n) panel[(k + i) * columns + n] = block[n * block_size + i];
+      for (int64_t n = 0; n < columns; ++n)
+        panel[(k + i) * columns + n] = block[n * block_size + i];
   }
 }
 
@@ -131,7 +132,9 @@ void join_rows(int64_t columns, int64_t count, float* panel) {
       panel[k / 2 * columns + n] = join(panel[k * columns + n], panel[(k + 1) * columns + n]);
 }
 
-void pack_weights(const Product& p, int64_t column, int64_t tiles, int64_t first, int64_t count, float* panel) {
+// The panel of a work item: one after another those of its tiles, panel_inner rows each.
+void pack_weights(const Product& p, int64_t column, int64_t tiles, int64_t first, int64_t count,
+                  float* panel) {
   const int64_t columns = p.path->columns, tile_words = columns * panel_inner;
   if (!p.forward) pack_straight(p, column, first, count, panel);
   for (int64_t t = 0; t < tiles; ++t) {
@@ -147,7 +150,8 @@ void store(const View& y, int64_t row, int64_t column, int64_t count, const floa
     for (int64_t n = 0; n < count; ++n) to[n] = into == Into::add ? to[n] + sums[n] : sums[n];
   } else {
     uint16_t* to = static_cast<uint16_t*>(row_pointer(y, row)) + column;
-    for (int64_t n = 0; n < count; ++n) to[n] = to_bf16(into == Into::add ? from_bf16(to[n]) + sums[n] : sums[n]);
+    for (int64_t n = 0; n < count; ++n)
+      to[n] = to_bf16(into == Into::add ? from_bf16(to[n]) + sums[n] : sums[n]);
   }
 }
 
@@ -176,7 +180,8 @@ void multiply(const Context& context, Product p) {
   const int64_t threads = context.threads->count(), blocks = tiles_of(p.y.cols, width);
   const int64_t most_tiles = tiles_of(std::min(p.x.rows, row_block), p.path->rows);
   // Weights are decoded once for all rows, unless that leaves threads idle that could share many rows.
-  const int64_t item_tiles = std::max(tiles_of(most_tiles, tiles_of(threads, std::max(blocks, int64_t{1}))), int64_t{8});
+  const int64_t share = tiles_of(most_tiles, tiles_of(threads, std::max<int64_t>(blocks, 1)));
+  const int64_t item_tiles = std::max<int64_t>(share, 8);
   const int64_t sums_size = item_tiles * p.path->rows * width;
   p.packed_x = context.arena->array<float>(most_tiles * p.path->rows * p.panels * x_stride);
   float* panels = context.arena->array<float>(threads * panel_inner * width);
@@ -198,7 +203,8 @@ void multiply(const Context& context, Product p) {
 Product product(const Context& context, View x, View w, View y, Into into, bool forward) {
   const MatmulPath* path = context.ops->matmul_path;
   const bool bf16 = context.ops->activation == Type::bf16;
-  return {path, x, w, y, into, forward, bf16, bf16 && path->tile_pairs, x.cols, tiles_of(x.cols, panel_inner), nullptr};
+  const bool pairs = bf16 && path->tile_pairs;
+  return {path, x, w, y, into, forward, bf16, pairs, x.cols, tiles_of(x.cols, panel_inner), nullptr};
 }
 
 }  // namespace

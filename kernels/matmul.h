@@ -1,9 +1,9 @@
-// y = x . w^T and dx = dy . w with weights that stay packed, as one product of rows X [R,K] with columns B [K,N].
+// y = x . w^T and dx = dy . w with weights that stay packed, as one product of x [R,K] and B [K,N].
 //
-// One work item is a block of columns (outputs). Its weights are decoded panel by panel (panel_inner inner indices at a
-// time) into scratch of the item's thread, and meet all rows there in register tiles. Every output is one lane: its sum
-// goes over the inner index, ascending, in fp32, and waits in memory between two panels. So its bits depend on nothing
-// but its row of x, its column of w and the path.
+// One work item is a block of columns (outputs). Its weights are decoded panel by panel
+// into scratch of the item's thread, and meet all rows there in register tiles. Every output is one lane:
+// its sum goes over the inner index, ascending, in fp32, and waits in memory between two panels. So its bits
+// depend on nothing but its row of x, its column of B and the path.
 #pragma once
 #include <span>
 
@@ -13,13 +13,13 @@ namespace quest {
 
 struct MatmulPath {
   // acc[r][n] += sum over k ascending of x[r][k] * w[k][n], r < rows, n < columns, k < steps.
-  // x: rows 400 words apart; w: rows of `columns` words; acc: rows of `columns` floats; w and acc 64-byte aligned.
+  // x: rows 400 words apart; w: rows of `columns` words; acc: rows of `columns` floats; both 64-byte aligned.
   using Tile = void (*)(const float* x, const float* w, float* acc, int64_t steps);
 
   const char* name;
   int rows, columns;  // of a tile
   Tile tile;          // a word is one float
-  Tile tile_pairs;    // a word is two bf16, of inner index 2k (low half) and 2k + 1; nullptr: bf16 goes as float
+  Tile tile_pairs;    // a word is two bf16: inner index 2k (low half), 2k + 1; nullptr: bf16 goes as float
 };
 
 // The paths that this machine can run, best first. Never empty.
@@ -28,8 +28,9 @@ std::span<const MatmulPath> matmul_paths();
 // By name, or the best for nullptr; throws Error(usage) for a name that matmul_paths() does not have.
 const MatmulPath* find_path(const char* name);
 
-// The ops of the same name (kernels/ops.h), on ops->matmul_path. With ops->activation bf16 both operands are rounded to
-// bf16, with f32 they are not. x and y: f32 or bf16; w: any type that decode() knows.
+// The ops of the same name (kernels/ops.h), on ops->matmul_path. With ops->activation bf16 both operands are
+// rounded to bf16, with f32 they are not. x and y: f32 or bf16; w: any type that decode() knows.
+// Scratch: x once, in words of 4 bytes, at most 1152 rows of it; for each thread a panel and its sums.
 void matmul(const Context& context, View x, View w, View y, Into into);
 void matmul_backward(const Context& context, View dy, View w, View dx, Into into);
 

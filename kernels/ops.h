@@ -68,7 +68,8 @@ struct Ops;
 struct Context {
   const Ops* ops;
   Threads* threads;
-  Arena* arena;  // scratch; every op leaves it as it found it
+  Arena* arena;              // scratch; every op leaves it as it found it
+  double* flops = nullptr;   // where a pass counts its work, or nowhere
 };
 
 struct MatmulPath;  // matmul.h

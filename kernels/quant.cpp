@@ -1,7 +1,7 @@
 #include "kernels/quant.h"
 
+#include <algorithm>
 #include <complex>
-#include <cstring>
 
 #include "kernels/base/error.h"
 
@@ -45,7 +45,9 @@ void decode(Type type, const void* row, int64_t first, int64_t count, float* out
   const void* from = static_cast<const std::byte*>(row) + row_bytes(type, first);
   const uint16_t* halves = static_cast<const uint16_t*>(from);
   switch (type) {
-    case Type::f32: memcpy(out, from, static_cast<size_t>(count) * 4); return;
+    case Type::f32:
+      std::copy_n(static_cast<const float*>(from), count, out);
+      return;
     case Type::f16:
       for (int64_t i = 0; i < count; ++i) out[i] = from_f16(halves[i]);
       return;

@@ -32,8 +32,8 @@ inline float from_f16(uint16_t h) {
   return std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) | infinity | (h & 0x8000u) << 16);
 }
 
-// out[i] = element first + i of a row of type f32, f16, bf16, q4_1 or q8_0, i in [0, count). For packed types first and
-// count are multiples of block_size. Products and sums are rounded apart, which gives ggml's bits.
+// out[i] = element first + i of a row of type f32, f16, bf16, q4_1 or q8_0, i in [0, count). For packed types
+// first and count are multiples of block_size. Products and sums are rounded apart, which gives ggml's bits.
 void decode(Type type, const void* row, int64_t first, int64_t count, float* out);
 
 }  // namespace quest

@@ -1,4 +1,4 @@
-// One register tile in AVX2: 6 rows x 16 outputs, 12 sums in registers. See kernels/matmul.h for what a tile does.
+// A register tile in AVX2: 6 rows x 16 outputs, 12 sums in registers. kernels/matmul.h says what it does.
 #include <immintrin.h>
 #include <stdint.h>
 
@@ -10,6 +10,7 @@ void tile_avx2(const float* x, const float* w, float* acc, int64_t steps) {
 #pragma GCC unroll 6
   for (int r = 0; r < rows; ++r)
     for (int j = 0; j < 2; ++j) sum[r][j] = _mm256_load_ps(acc + r * 16 + j * 8);
+#pragma GCC unroll 2
   for (int64_t k = 0; k < steps; ++k) {
     const __m256 w0 = _mm256_load_ps(w + 16 * k), w1 = _mm256_load_ps(w + 16 * k + 8);
 #pragma GCC unroll 6

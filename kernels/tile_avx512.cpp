@@ -1,4 +1,4 @@
-// One register tile in AVX-512: 8 rows x 48 outputs, 24 sums in registers. See kernels/matmul.h for what a tile does.
+// A register tile in AVX-512: 8 rows x 48 outputs, 24 sums in registers. kernels/matmul.h says what it does.
 #include <immintrin.h>
 #include <stdint.h>
 

@@ -1,4 +1,4 @@
-// One register tile in AVX-512 BF16: 8 rows x 48 outputs; a step is a pair of bf16 products. See kernels/matmul.h.
+// A register tile in AVX-512 BF16: 8 rows x 48 outputs. kernels/matmul.h says what it does.
 #include <immintrin.h>
 #include <stdint.h>
 

@@ -80,6 +80,7 @@ View backward_layer(const Pass& p, int64_t l, View dx, const PassGradients& g, V
 
 void backward(const Pass& p, View dh, const PassGradients& g) {
   const Context& c = p.context;
+  if (c.flops) *c.flops += pass_flops(p.model, p.batch.rows, p.batch.queries);
   Scratch scope(*c.arena);
   View next = g.input.data ? g.input : new_matrix(c, p.batch.rows, p.model.width, c.ops->accumulator);
   View dx = p.batch.queries == p.batch.rows

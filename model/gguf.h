@@ -1,5 +1,5 @@
-// GGUF, versions 2 and 3: the container of llama.cpp. Everything stays where it is in the map; strings and arrays are
-// views into it.
+// GGUF, versions 2 and 3: the container of llama.cpp. Everything stays where it is in the map; strings and
+// arrays are views into it.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -9,19 +9,21 @@
 #include <vector>
 
 #include "kernels/base/file.h"
+#include "kernels/ops.h"
 
 namespace quest {
 
-// Parses the file's header. Every length, count, type, size and offset is checked here, so what it hands out lies
-// inside the file; all members throw Error(input) naming file, key or tensor, expected and found.
+// Parses the file's header. Every length, count, type, size and offset is checked here, so what it hands out
+// lies inside the file; all members throw Error(input) naming file, key or tensor, expected and found.
 class Gguf {
  public:
   struct Tensor {
     std::string_view name;
-    uint32_t type;                   // ggml's number, see type_name()
-    int64_t ne[4] = {1, 1, 1, 1};    // elements: ne[0] runs fastest (a linear layer's inputs), ne[1] counts rows
+    Type type;
+    int64_t ne[4];  // elements: ne[0] runs fastest (the inputs of a linear layer), ne[1] counts rows
     const std::byte* data;
     int64_t bytes;
+    uint64_t offset;  // within the data, as the file says
   };
 
   explicit Gguf(const MappedFile& file);  // the file must outlive this object
@@ -29,7 +31,7 @@ class Gguf {
   bool has(std::string_view key) const { return values_.count(key) != 0; }
   int64_t integer(std::string_view key) const;  // of any integer type, at least 0 and below 2^31
   int64_t integer(std::string_view key, int64_t missing) const { return has(key) ? integer(key) : missing; }
-  double number(std::string_view key) const;    // of any floating-point type, finite
+  double number(std::string_view key) const;  // of any floating-point type, finite
   double number(std::string_view key, double missing) const { return has(key) ? number(key) : missing; }
   bool flag(std::string_view key, bool missing) const;
   std::string text(std::string_view key) const;
@@ -40,11 +42,11 @@ class Gguf {
   const std::vector<Tensor>& tensors() const { return tensors_; }  // in the order of their data
   const Tensor* find(std::string_view name) const;                 // nullptr when there is none
   const std::string& path() const { return file_->path(); }
-  static std::string type_name(uint32_t ggml_type);
 
   // Throws Error(input): "PATH: PLACE: expected EXPECTED, found FOUND; ADVICE".
-  [[noreturn]] void refuse(const std::string& place, const std::string& expected, const std::string& found,
-                           const std::string& advice = "the file is damaged or of another kind, pass another") const;
+  [[noreturn]] void refuse(
+      const std::string& place, const std::string& expected, const std::string& found,
+      const std::string& advice = "the file is damaged or of another kind, pass another") const;
 
  private:
   struct Value {
@@ -64,7 +66,6 @@ class Gguf {
   std::unordered_map<std::string_view, Value> values_;
   std::unordered_map<std::string_view, size_t> by_name_;
   std::vector<Tensor> tensors_;
-  std::vector<uint64_t> offsets_;
 };
 
 }  // namespace quest

@@ -1,10 +1,9 @@
-// GGUF -> Model: reads the sizes from the metadata, checks every tensor against them, leaves the weights in the map.
+// GGUF -> Model: sizes come from the metadata, every tensor is checked against them, weights stay in the map.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <unordered_set>
 
-#include "kernels/base/error.h"
 #include "kernels/base/hash.h"
 #include "model/gguf.h"
 #include "model/llama.h"
@@ -15,22 +14,19 @@ namespace {
 
 constexpr int64_t position_limit = 8192;  // rows of the table of turns
 
-// What a type of the file is here, and where its 16-bit halves with an exponent stand: `count` of them at `first` in
-// every `step` bytes, the exponent under `mask` (f32 and bf16: the upper half of a float; others: f16).
-struct Packing { uint32_t ggml; Type type; int64_t step, first, count; uint16_t mask; };
-constexpr Packing packings[] = {{0, Type::f32, 4, 2, 1, 0x7f80},
-                                {1, Type::f16, 2, 0, 1, 0x7c00},
-                                {3, Type::q4_1, 20, 0, 2, 0x7c00},
-                                {8, Type::q8_0, 34, 0, 1, 0x7c00},
-                                {30, Type::bf16, 2, 0, 1, 0x7f80}};
-
 // The number of the first value (plain types) or block with NaN or infinity in it; -1 when there is none.
-int64_t first_not_finite(const Gguf::Tensor& t, const Packing& p) {
-  for (int64_t at = 0; at < t.bytes; at += p.step)
-    for (int64_t i = 0; i < p.count; ++i) {
+// Looks at the exponents of `count` 16-bit floats, or upper halves of fp32, from `first` on in every `step`
+// bytes.
+int64_t first_not_finite(const Gguf::Tensor& t) {
+  const bool plain32 = t.type == Type::f32, four = t.type == Type::q4_1;
+  const int64_t step = plain32 ? 4 : four ? 20 : t.type == Type::q8_0 ? 34 : 2;
+  const int64_t first = plain32 ? 2 : 0, count = four ? 2 : 1;
+  const uint16_t exponent = plain32 || t.type == Type::bf16 ? 0x7f80 : 0x7c00;
+  for (int64_t at = 0; at < t.bytes; at += step)
+    for (int64_t i = 0; i < count; ++i) {
       uint16_t bits;
-      std::memcpy(&bits, t.data + at + p.first + 2 * i, 2);
-      if ((bits & p.mask) == p.mask) return at / p.step;
+      std::memcpy(&bits, t.data + at + first + 2 * i, 2);
+      if ((bits & exponent) == exponent) return at / step;
     }
   return -1;
 }
@@ -49,23 +45,21 @@ struct Weights {
     used.insert(t->name);
     const std::string more = t->ne[2] * t->ne[3] > 1 ? " x more" : "";
     if (t->ne[0] != cols || t->ne[1] != rows || !more.empty())
-      gguf.refuse(place, shape(cols, rows) + " (inputs x outputs, by the metadata)", shape(t->ne[0], t->ne[1]) + more);
-    const auto* p = std::find_if(std::begin(packings), std::end(packings),
-                                 [&](const Packing& q) { return q.ggml == t->type; });
-    const bool norm = rows == 1;
-    if (p == std::end(packings) || (norm && p->type != Type::f32))
-      gguf.refuse(place, norm ? "type F32" : "type F32, F16, BF16, Q4_1 or Q8_0", Gguf::type_name(t->type),
-                  "convert the model");
-    if (const int64_t bad = first_not_finite(*t, *p); bad >= 0)
-      gguf.refuse(place, "finite numbers", std::string("NaN or infinity in ") + (p->step > 4 ? "the scales of block " :
-                  "value ") + std::to_string(bad), "the file is damaged, fetch it again");
-    return {const_cast<std::byte*>(t->data), p->type, rows, cols, cols};
+      gguf.refuse(place, shape(cols, rows) + " (inputs x outputs, by the metadata)",
+                  shape(t->ne[0], t->ne[1]) + more);
+    if (rows == 1 && t->type != Type::f32)
+      gguf.refuse(place, "a norm of type F32", "another type", "convert the model");
+    if (const int64_t bad = first_not_finite(*t); bad >= 0)
+      gguf.refuse(place, "finite numbers", "NaN or infinity in value or block " + std::to_string(bad),
+                  "the file is damaged, fetch it again");
+    return {const_cast<std::byte*>(t->data), t->type, rows, cols, cols};
   }
 };
 
 // Sizes and constants of the architecture, under llama.cpp's keys.
 void read_sizes(const Gguf& gguf, Model& m) {
-  const auto require = [&](bool good, const std::string& key, const char* expected, const std::string& found) {
+  const auto require = [&](bool good, const std::string& key, const std::string& expected,
+                           const std::string& found) {
     if (!good) gguf.refuse("key " + key, expected, found, "pass a model that this version reads");
   };
   const auto size = [&](const std::string& key, int64_t missing = 0) {
@@ -84,20 +78,24 @@ void read_sizes(const Gguf& gguf, Model& m) {
   auto& [heads, kv_heads, head] = m.heads;
   heads = size("attention.head_count");
   kv_heads = size("attention.head_count_kv", heads);
-  require(heads % kv_heads == 0, "llama.attention.head_count_kv", "a divisor of the heads", std::to_string(kv_heads));
+  require(heads % kv_heads == 0, "llama.attention.head_count_kv", "a divisor of the heads",
+          std::to_string(kv_heads));
   require(m.width % heads == 0 || gguf.has("llama.attention.key_length"), "llama.attention.head_count",
           "a divisor of the width", std::to_string(heads));
   head = size("attention.key_length", m.width / heads);
-  for (const char* key : {"attention.key_length", "attention.value_length", "rope.dimension_count"})
-    require(head % 2 == 0 && size(key, head) == head, std::string("llama.") + key, "an even head size, everywhere the same",
+  require(head % 2 == 0, "llama.attention.key_length", "an even number", std::to_string(head));
+  for (const char* key : {"attention.value_length", "rope.dimension_count"})
+    require(size(key, head) == head, std::string("llama.") + key, "the head size " + std::to_string(head),
             std::to_string(size(key, head)));
   m.eps = gguf.number("llama.attention.layer_norm_rms_epsilon");
   m.rope_base = gguf.number("llama.rope.freq_base", 1e4);
-  require(m.eps > 0, "llama.attention.layer_norm_rms_epsilon", "a number above 0", std::to_string(m.eps));
-  require(m.rope_base > 0, "llama.rope.freq_base", "a number above 0", std::to_string(m.rope_base));
-  const bool factor = gguf.has("llama.rope.scaling.factor") && gguf.number("llama.rope.scaling.factor") != 1;
+  require(m.eps >= 1e-12 && m.eps <= 1, "llama.attention.layer_norm_rms_epsilon", "a number in [1e-12, 1]",
+          std::to_string(m.eps));
+  require(m.rope_base >= 1, "llama.rope.freq_base", "a number of at least 1", std::to_string(m.rope_base));
+  const bool factor = gguf.number("llama.rope.scaling.factor", 1) != 1;
   const std::string scaling = gguf.text("llama.rope.scaling.type", factor ? "a factor" : "none");
-  require(scaling == "none", "llama.rope.scaling.type", "none (scaled rope comes in the next version)", scaling);
+  require(scaling == "none", "llama.rope.scaling.type", "none (scaled rope comes in the next version)",
+          scaling);
 }
 
 void read_weights(const Gguf& gguf, Model& m) {
@@ -108,18 +106,24 @@ void read_weights(const Gguf& gguf, Model& m) {
   const Gguf::Tensor* embedding = gguf.find("token_embd.weight");
   m.vocabulary = gguf.integer("llama.vocab_size", embedding ? embedding->ne[1] : 0);
   m.embedding = weights.take("token_embd.weight", m.vocabulary, d);
+  const char* tokens = "tokenizer.ggml.tokens";
+  if (const size_t count = gguf.has(tokens) ? gguf.texts(tokens).size() : 0;
+      count && static_cast<int64_t>(count) != m.vocabulary)
+    gguf.refuse("tensor token_embd.weight", std::to_string(count) + " rows, one a token",
+                std::to_string(m.vocabulary));
   m.final_norm = weights.take("output_norm.weight", 1, d);
   for (int64_t l = 0; l < m.layers; ++l) {
     const auto w = [&](const char* name, int64_t rows, int64_t cols) {
       return weights.take("blk." + std::to_string(l) + "." + name + ".weight", rows, cols);
     };
     m.layer.push_back({w("attn_norm", 1, d), w("attn_q", q, d), w("attn_k", kv, d), w("attn_v", kv, d),
-                       w("attn_output", d, q), w("ffn_norm", 1, d), w("ffn_gate", m.mlp, d), w("ffn_up", m.mlp, d),
-                       w("ffn_down", d, m.mlp)});
+                       w("attn_output", d, q), w("ffn_norm", 1, d), w("ffn_gate", m.mlp, d),
+                       w("ffn_up", m.mlp, d), w("ffn_down", d, m.mlp)});
   }
   for (const Gguf::Tensor& t : gguf.tensors())
     if (!weights.used.count(t.name))
-      gguf.refuse("tensor " + std::string(t.name), "only the tensors of a plain llama", "this one", "pass another model");
+      gguf.refuse("tensor " + std::string(t.name), "only the tensors of a plain llama", "this one",
+                  "pass another model");
 }
 
 // Angles as transformers computes them: frequency and angle rounded to fp32, then cos and sin of that angle.
@@ -142,8 +146,8 @@ void fill_turns(Model& m) {
 }  // namespace
 
 double Model::flops_per_token() const {
-  const double queries = static_cast<double>(2 * heads.heads * heads.size);     // q and o
-  const double keys = static_cast<double>(2 * heads.kv_heads * heads.size);     // k and v
+  const double queries = static_cast<double>(2 * heads.heads * heads.size);  // q and o
+  const double keys = static_cast<double>(2 * heads.kv_heads * heads.size);  // k and v
   return 2.0 * static_cast<double>(layers * width) * (queries + keys + 3 * static_cast<double>(mlp));
 }
 

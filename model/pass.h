@@ -58,6 +58,10 @@ int64_t key_value_bytes(const Model&, Type activation);  // of one row in one la
 // layers go (layers * rows * key_value_bytes), or data == nullptr.
 Pass begin_pass(const Model&, const Context&, Batch, Keep, KeyValues store);
 
+// Work of a forward pass, and of its backward pass too: 2 FLOP a weight of the linear layers and row. Attention and
+// recomputation are not counted.
+double pass_flops(const Model&, int64_t rows, int64_t queries);
+
 // Runs all layers and the final norm; h [Q,d] acc.
 void forward(const Pass&, View h);
 

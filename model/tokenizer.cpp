@@ -1,7 +1,6 @@
 #include "model/tokenizer.h"
 
 #include <algorithm>
-#include <functional>
 
 #include "kernels/base/words.h"
 
@@ -9,19 +8,15 @@ namespace quest {
 
 namespace {
 
-// Byte-level vocabularies write a byte as a character (GPT-2): itself when it is a visible character of Latin-1, else
-// U+0100 + its number among the others. Returns the byte of a character, -1 when it is none.
-struct ByteAlphabet {
+// Byte-level vocabularies write a byte as a character (GPT-2): itself when it is a visible character of
+// Latin-1, else U+0100 + its number among the others. The byte of each such character, -1 where it is none.
+std::array<int32_t, 0x144> byte_alphabet() {
   std::array<int32_t, 0x144> bytes;
-  ByteAlphabet() {
-    bytes.fill(-1);
-    for (int32_t b = 0, next = 0x100; b < 256; ++b)
-      bytes[static_cast<size_t>((b > 0x20 && b < 0x7f) || (b > 0xa0 && b != 0xad) ? b : next++)] = b;
-  }
-  int32_t byte(int32_t character) const {
-    return character >= 0 && character < 0x144 ? bytes[static_cast<size_t>(character)] : -1;
-  }
-};
+  bytes.fill(-1);
+  for (int32_t b = 0, next = 0x100; b < 256; ++b)
+    bytes[static_cast<size_t>((b > 0x20 && b < 0x7f) || (b > 0xa0 && b != 0xad) ? b : next++)] = b;
+  return bytes;
+}
 
 enum class Class { letter, number, space, other };
 
@@ -64,6 +59,7 @@ size_t match_end(std::string_view text, size_t at) {
   return last;
 }
 
+// Every byte that is not UTF-8 becomes U+FFFD.
 std::string repaired(std::string_view text) {
   std::string out;
   for (size_t at = 0; at < text.size();) {
@@ -80,7 +76,8 @@ uint64_t pair_key(int32_t left, int32_t right) {
 }  // namespace
 
 Tokenizer::Tokenizer(const Gguf& gguf) {
-  const std::string model = gguf.text("tokenizer.ggml.model"), pre = gguf.text("tokenizer.ggml.pre", "default");
+  const std::string model = gguf.text("tokenizer.ggml.model"),
+                    pre = gguf.text("tokenizer.ggml.pre", "default");
   if (model != "gpt2" || pre != "smollm")
     gguf.refuse("key tokenizer.ggml.pre", "model gpt2 with pre smollm (others are not read yet)",
                 "model " + model + " with pre " + pre, "pass another model");
@@ -99,22 +96,26 @@ void Tokenizer::read_tokens(const Gguf& gguf) {
   if (types.size() != tokens.size())
     gguf.refuse("key tokenizer.ggml.token_type", std::to_string(tokens.size()) + " types, one a token",
                 std::to_string(types.size()));
-  const ByteAlphabet alphabet;
+  const auto alphabet = byte_alphabet();
   byte_ids_.fill(-1);
   for (size_t id = 0; id < tokens.size(); ++id) {
     const std::string_view token = tokens[id];
-    const int32_t number = static_cast<int32_t>(id);
     if (token.empty()) gguf.refuse(key, "no empty token", "one, number " + std::to_string(id));
-    const bool added = types[id] == 3 || types[id] == 4;
-    std::string bytes;
-    for (size_t at = 0; at < token.size() && !added;)
-      if (const int32_t b = alphabet.byte(next_code_point(token, at)); b >= 0) bytes += static_cast<char>(b);
-    if (added) added_.push_back(number), starts_added_[static_cast<unsigned char>(token[0])] = true;
-    else if (bytes.size() == 1) byte_ids_[static_cast<unsigned char>(bytes[0])] = number;
-    texts_.push_back(added ? std::string(token) : bytes);
+    const bool added = types[id] == 3 || types[id] == 4;  // control, user-defined
+    std::string bytes(added ? token : "");
+    for (size_t at = 0; at < token.size() && !added;) {
+      const size_t c = static_cast<size_t>(next_code_point(token, at));
+      if (c < alphabet.size() && alphabet[c] >= 0) bytes += static_cast<char>(alphabet[c]);
+    }
+    if (added)
+      added_.push_back(static_cast<int32_t>(id)), starts_added_[static_cast<unsigned char>(token[0])] = true;
+    else if (bytes.size() == 1)
+      byte_ids_[static_cast<unsigned char>(bytes[0])] = static_cast<int32_t>(id);
+    texts_.push_back(bytes);
   }
-  std::sort(added_.begin(), added_.end(), [&](int32_t a, int32_t b) { return text(a).size() > text(b).size(); });
-  // Some bytes never occur in UTF-8 and some control characters no vocabulary has; without the others it is no model.
+  std::sort(added_.begin(), added_.end(),
+            [&](int32_t a, int32_t b) { return text(a).size() > text(b).size(); });
+  // Bytes above 0xf0 and control characters are rare, and SmolLM2 lacks some; others are never missing.
   for (int b = 0x20; b <= 0xef; ++b)
     if (byte_ids_[static_cast<size_t>(b)] < 0 && b != 0x7f && b != 0xc0 && b != 0xc1)
       gguf.refuse(key, "a token for each byte", "none for byte " + std::to_string(b));
@@ -129,13 +130,13 @@ void Tokenizer::read_merges(const Gguf& gguf) {
   int32_t rank = 0;
   for (std::string_view merge : gguf.texts("tokenizer.ggml.merges")) {
     const size_t space = merge.find(' ');
-    const std::string_view left = merge.substr(0, space), right = merge.substr(std::min(left.size() + 1, merge.size()));
-    const auto l = ids.find(left), r = ids.find(right);
-    const std::string joined = std::string(left) + std::string(right);
-    const auto both = ids.find(joined);
+    const std::string_view left = merge.substr(0, space),
+                           right = merge.substr(std::min(left.size() + 1, merge.size()));
+    const auto l = ids.find(left), r = ids.find(right), both = ids.find(std::string(left).append(right));
     if (l == ids.end() || r == ids.end() || both == ids.end() ||
         !merges_.emplace(pair_key(l->second, r->second), Merge{rank, both->second}).second)
-      gguf.refuse(place + std::to_string(rank), "two tokens whose concatenation is a token, once", std::string(merge));
+      gguf.refuse(place + std::to_string(rank), "two tokens whose concatenation is a token, once",
+                  std::string(merge));
     ++rank;
   }
 }
@@ -143,7 +144,8 @@ void Tokenizer::read_merges(const Gguf& gguf) {
 int32_t Tokenizer::special(const Gguf& gguf, const char* key) const {
   if (!gguf.has(key)) return -1;
   const int64_t id = gguf.integer(key);
-  if (id >= size()) gguf.refuse(std::string("key ") + key, "an id below " + std::to_string(size()), std::to_string(id));
+  if (id >= size())
+    gguf.refuse(std::string("key ") + key, "an id below " + std::to_string(size()), std::to_string(id));
   return static_cast<int32_t>(id);
 }
 
@@ -161,14 +163,11 @@ void Tokenizer::encode(std::string_view text, std::vector<int32_t>& ids) const {
   if (add_bos_) ids.push_back(bos_);
   size_t plain = 0;
   for (size_t at = 0; at < text.size();) {
-    const int32_t id = added_at(text.substr(at));
-    if (id < 0) {
-      ++at;
-      continue;
-    }
-    encode_plain(text.substr(plain, at - plain), scratch, ids);
+    const int32_t id = added_at(text.substr(at++));
+    if (id < 0) continue;
+    encode_plain(text.substr(plain, at - 1 - plain), scratch, ids);
     ids.push_back(id);
-    plain = at += texts_[static_cast<size_t>(id)].size();
+    plain = at += texts_[static_cast<size_t>(id)].size() - 1;
   }
   encode_plain(text.substr(plain), scratch, ids);
   if (add_eos_) ids.push_back(eos_);
@@ -192,43 +191,43 @@ void Tokenizer::encode_plain(std::string_view text, Scratch& scratch, std::vecto
   split(text.substr(start));
 }
 
-// Puts the merge of the symbol at `position` with its right neighbour, when there is one, on the heap.
-void Tokenizer::propose(int32_t position, Scratch& scratch) const {
-  const Symbol& s = scratch.symbols[static_cast<size_t>(position)];
-  if (s.next < 0) return;
-  const auto merge = merges_.find(pair_key(s.id, scratch.symbols[static_cast<size_t>(s.next)].id));
-  if (merge == merges_.end()) return;
-  scratch.heap.push_back({merge->second.rank, position, merge->second.id});
-  std::push_heap(scratch.heap.begin(), scratch.heap.end(), std::greater<>());
+// The merge of the symbol at `position` with its right neighbour; nullptr when there is none.
+const Tokenizer::Merge* Tokenizer::merge_at(int32_t position, const Scratch& scratch) const {
+  if (position < 0) return nullptr;
+  const Symbol& left = scratch.symbols[static_cast<size_t>(position)];
+  if (left.id < 0 || left.next < 0) return nullptr;
+  const auto found = merges_.find(pair_key(left.id, scratch.symbols[static_cast<size_t>(left.next)].id));
+  return found == merges_.end() ? nullptr : &found->second;
 }
 
-// BPE (Sennrich et al. 2016): the merge of lowest rank first, the leftmost of equal ones; O(n log n) in the piece.
+// BPE (Sennrich et al. 2016): the merge of lowest rank first, the leftmost of equal ones; O(n log n) in the
+// piece.
 void Tokenizer::encode_piece(std::string_view piece, Scratch& scratch, std::vector<int32_t>& ids) const {
   auto& [symbols, heap] = scratch;
   symbols.clear();
-  for (char c : piece)
-    if (const int32_t id = byte_ids_[static_cast<unsigned char>(c)]; id >= 0) {
-      const int32_t n = static_cast<int32_t>(symbols.size());
-      symbols.push_back({id, n - 1, n + 1});
-    }
+  for (unsigned char c : piece) {
+    const int32_t n = static_cast<int32_t>(symbols.size());
+    if (byte_ids_[c] >= 0) symbols.push_back({byte_ids_[c], n - 1, n + 1});
+  }
   if (symbols.empty()) return;
   symbols.back().next = -1;
-  for (int32_t i = 0; i < static_cast<int32_t>(symbols.size()); ++i) propose(i, scratch);
+  const auto propose = [&](int32_t position) {
+    if (const Merge* m = merge_at(position, scratch)) heap.push(pair_key(m->rank, position));
+  };
+  for (int32_t i = 0; i < static_cast<int32_t>(symbols.size()); ++i) propose(i);
   while (!heap.empty()) {
-    std::pop_heap(heap.begin(), heap.end(), std::greater<>());
-    const Candidate best = heap.back();
-    heap.pop_back();
-    Symbol& left = symbols[static_cast<size_t>(best.position)];
-    if (left.id < 0 || left.next < 0) continue;
+    const uint64_t best = heap.top();
+    heap.pop();
+    const int32_t position = static_cast<int32_t>(best & 0xffffffff);
+    const Merge* m = merge_at(position, scratch);
+    if (!m || pair_key(m->rank, position) != best) continue;  // a neighbour has merged meanwhile
+    Symbol& left = symbols[static_cast<size_t>(position)];
     Symbol& right = symbols[static_cast<size_t>(left.next)];
-    const auto merge = merges_.find(pair_key(left.id, right.id));  // a neighbour may have merged meanwhile
-    if (merge == merges_.end() || merge->second.rank != best.rank) continue;
-    left.id = best.id;
-    left.next = right.next;
+    left = {m->id, left.previous, right.next};
     right.id = -1;
-    if (left.next >= 0) symbols[static_cast<size_t>(left.next)].previous = best.position;
-    propose(best.position, scratch);
-    if (left.previous >= 0) propose(left.previous, scratch);
+    if (left.next >= 0) symbols[static_cast<size_t>(left.next)].previous = position;
+    propose(position);
+    propose(left.previous);
   }
   for (const Symbol& s : symbols)
     if (s.id >= 0) ids.push_back(s.id);

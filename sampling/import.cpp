@@ -24,7 +24,7 @@ namespace quest {
 namespace fs = std::filesystem;
 namespace dom = simdjson::dom;
 
-constexpr size_t longest_line = 16u << 20, block_bytes = 256u << 10, usual_line = 1u << 20;
+constexpr size_t longest_line = 16u << 20, block_bytes = 256u << 10, usual_line = 64u << 10;
 
 // ---- writing ----------------------------------------------------------------------------------------------
 
@@ -33,10 +33,11 @@ void Row::clear() {
   labels.clear();
 }
 
-SideWriter::SideWriter(const OutFolder& folder, const std::string& side)
-    : text_(folder.file(side + ".text")), ends_(folder.file(side + ".ends")),
-      offsets_(folder.file(side + ".offsets")), columns_(folder.file(side + ".labels")) {
-  offsets_.put(pairs_);
+SideWriter::SideWriter(const OutFolder& folder, const std::string& side, bool with_labels)
+    : text_(folder.file(side + ".text")), ends_(folder.file(side + ".ends")) {
+  if (!with_labels) return;
+  columns_.emplace(folder.file(side + ".labels"));
+  offsets_.emplace(folder.file(side + ".offsets")).put(pairs_);
 }
 
 void SideWriter::add(Row& row) {
@@ -44,20 +45,21 @@ void SideWriter::add(Row& row) {
     text_.write(part);
     ends_.put(bytes_ += static_cast<int64_t>(part.size()));
   }
+  ++rows_;
+  if (!offsets_) return;
   auto& labels = row.labels;
   std::sort(labels.begin(), labels.end());
   labels.erase(std::unique(labels.begin(), labels.end()), labels.end());
-  columns_.write(labels.data(), labels.size() * sizeof(int32_t));
-  offsets_.put(pairs_ += static_cast<int64_t>(labels.size()));
-  ++rows_;
+  columns_->write(labels.data(), labels.size() * sizeof(int32_t));
+  offsets_->put(pairs_ += static_cast<int64_t>(labels.size()));
 }
 
-void SideWriter::commit(bool with_labels) {
+void SideWriter::commit() {
   text_.commit();
   ends_.commit();
-  if (!with_labels) return;
-  offsets_.commit();
-  columns_.commit();
+  if (!offsets_) return;
+  offsets_->commit();
+  columns_->commit();
 }
 
 // A path may hold any bytes, but meta.json and messages are UTF-8.
@@ -71,7 +73,7 @@ static std::string as_utf8(std::string path) {
 DatasetWriter::DatasetWriter(const std::string& folder, const ImportOptions& options)
     : name_(as_utf8(options.name.empty() ? fs::path(folder + "/").parent_path().filename().string()
                                          : options.name)), out_(folder),
-      labels(out_, "labels"), train(out_, "train"), test(out_, "test") {}
+      labels(out_, "labels", false), train(out_, "train", true), test(out_, "test", true) {}
 
 void DatasetWriter::write_own(const std::string& side, Own own) const {
   const Texts names(out_.file(""), "labels"), texts(out_.file(""), side);
@@ -107,9 +109,9 @@ static std::string meta_json(const std::string& name, const std::vector<std::str
 
 void DatasetWriter::finish(Own own, const std::vector<std::string>& sources, const std::string& sha256,
                            ImportSummary& done) {
-  labels.commit(false);
-  train.commit(true);
-  test.commit(true);
+  labels.commit();
+  train.commit();
+  test.commit();
   write_own("train", own);
   write_own("test", own);
   done.train = train.rows(), done.train_pairs = train.pairs();
@@ -125,7 +127,7 @@ void DatasetWriter::finish(Own own, const std::vector<std::string>& sources, con
 struct Import {
   Sha sha;  // of the files as they are, compressed or not
   ImportSummary done;
-  std::optional<Progress> progress;  // in MB of the files as they are
+  std::optional<Progress> progress;  // in kB of the files as they are
 };
 
 // Lines of a plain or gzipped file, without their ends.
@@ -166,7 +168,7 @@ bool LineReader::fill() {
   if (n > 0 && number_ == 0 && path_.ends_with(".gz") && gzdirect(file_.get()))
     fail(Exit::input, "%s: expected gzip data, found something else; compress it again", path_.c_str());
   const int64_t position = gzoffset(file_.get());
-  if (import_.progress) import_.progress->add(static_cast<double>(position - position_) / 1e6);
+  if (import_.progress) import_.progress->add(static_cast<double>(position - position_) / 1e3);
   position_ = position;
   at_ = 0;
   filled_ = static_cast<size_t>(n);
@@ -327,12 +329,12 @@ ImportSummary import_dataset(const std::string& source, const std::string& folde
   const bool raw = fs::is_directory(source, ignored);
   std::vector<std::string> files = {source};
   if (raw) files = {raw_file(source, "lbl"), raw_file(source, "trn"), raw_file(source, "tst")};
-  double megabytes = 0;
-  for (const auto& file : files) megabytes += static_cast<double>(MappedFile(file).size()) / 1e6;
+  double kilobytes = 0;
+  for (const auto& file : files) kilobytes += static_cast<double>(MappedFile(file).size()) / 1e3;
 
   DatasetWriter out(folder, options);
   Import import;
-  if (options.progress) import.progress.emplace("importing " + as_utf8(source), megabytes, "MB");
+  if (options.progress) import.progress.emplace("importing " + as_utf8(source), kilobytes, "kB");
   if (raw) {
     import_rows(files[0], -1, import, out.labels);
     import_rows(files[1], out.labels.rows(), import, out.train);

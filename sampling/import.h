@@ -10,6 +10,7 @@
 // A label without title and content was a malformed line that was skipped: it is never predicted.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -66,14 +67,15 @@ struct Row {
 // Writes the files of one side, except .own.
 class SideWriter {
  public:
-  SideWriter(const OutFolder& folder, const std::string& side);
-  void add(Row& row);             // sorts row.labels and drops duplicates
-  void commit(bool with_labels);  // false: the side `labels`, whose rows have none
+  SideWriter(const OutFolder& folder, const std::string& side, bool with_labels);
+  void add(Row& row);  // sorts row.labels and drops duplicates
+  void commit();
   int64_t rows() const { return rows_; }
   int64_t pairs() const { return pairs_; }
 
  private:
-  OutFile text_, ends_, offsets_, columns_;
+  OutFile text_, ends_;
+  std::optional<OutFile> offsets_, columns_;
   int64_t bytes_ = 0, rows_ = 0, pairs_ = 0;
 };
 

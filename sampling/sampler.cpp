@@ -106,8 +106,8 @@ struct Sampler {
     return double(pairs) * double(options.rows) / double(sum);
   }
 
-  // Calls f(where C[r, h_r(s)] stands) for every r. h_r is the least of the tokens' hashes, which has few high bits:
-  // it is mixed again before it becomes 0..B-1.
+  // Calls f(where C[r, h_r(s)] stands) for every r. h_r is the least of the tokens' hashes; that has few high
+  // bits, so it is mixed again before it becomes 0..B-1.
   template <class F>
   void each_cell(int64_t query, int64_t label, int thread, F&& f) {
     tokenize(query, label, scratch[thread]);
@@ -157,11 +157,11 @@ struct Sampler {
   }
 
   static uint64_t slot(uint64_t row, uint64_t token) {
-    return (row << sketch_bits) + (random_bits(row, 0, token) >> (64 - sketch_bits));
+    return (row << sketch_bits) + (mix64(token + row) >> (64 - sketch_bits));
   }
 
-  // One pass: leaves in `drawn` the k pairs of smallest key, as a heap with the largest on top, and returns the
-  // spread of all weights. equal: every pair weighs 1.
+  // One pass: leaves in `drawn` the k pairs of smallest key, as a heap with the largest on top, and returns
+  // the spread of all weights. equal: every pair weighs 1.
   Spread draw(bool equal, std::vector<DrawnPair>& drawn) {
     std::vector<Spread> spreads(chunks);
     std::mutex mutex;
@@ -255,8 +255,10 @@ void write_report(JsonWriter& json, const SampleReport& report) {
   json.object().field("sampler", sampler_names[int(o.kind)]).field("R", o.rows).field("B", o.range);
   json.field("seed", o.seed).field("weight_ratio", report.ratio);
   json.field("weight_variation", report.variation);
-  for (const auto& [name, c] : counts_of(report))
-    json.key(name).object().field("pairs", c.pairs).field("queries", c.queries).field("labels", c.labels).end();
+  for (const auto& [name, c] : counts_of(report)) {
+    json.key(name).object().field("pairs", c.pairs).field("queries", c.queries);
+    json.field("labels", c.labels).end();
+  }
   json.end();
 }
 

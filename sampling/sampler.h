@@ -1,8 +1,8 @@
-// Diversity-aware sampling of training pairs (QUEST, Algorithm 1): every (query, label) pair is weighted by the
-// inverse of its estimated Jaccard kernel density, then k pairs are drawn without replacement.
+// Diversity-aware sampling of training pairs (QUEST, Algorithm 1): every (query, label) pair is weighted by
+// the inverse of its estimated Jaccard kernel density, then k pairs are drawn without replacement.
 //
-// Memory: R·B counts of 8 bytes, 4 MiB of document frequencies, one bit a query and a label while they are counted,
-// and 16 bytes a drawn pair. The result depends on data, options and seed alone, not on the number of threads.
+// Memory: R·B counts of 8 bytes, 4 MiB of document frequencies, one bit a query and a label while they are
+// counted, and 16 bytes a drawn pair. The result depends on data, options and seed, not on how many threads.
 #pragma once
 #include <functional>
 #include <utility>
@@ -38,8 +38,8 @@ struct SamplerOptions {
 };
 
 // The k smallest keys are drawn: key = -ln(u) / weight with u = random_uniform(seed, draw_stream, id()).
-// weight = n·R / Sum; over seeds E[Sum] = R·(J + (n - J)/B), where J is the pair's Jaccard density among the n.
-// Texts without any token are alike (Jaccard 1).
+// weight = n·R / Sum; over seeds E[Sum] = R·(J + (n - J)/B), J the pair's Jaccard density among the n. Texts
+// without any token are alike (Jaccard 1).
 struct DrawnPair {
   int32_t query, label;
   double key;
@@ -59,8 +59,9 @@ struct SampleReport {
   double ratio = 1, variation = 0;  // weights of all pairs: max / min, standard deviation / mean
 };
 
-// Draws min(k, n) distinct pairs, with probabilities that follow the weights (Efraimidis and Spirakis 2006), and
-// returns them in a random order that does not depend on the weights. Throws Error(usage) on bad options.
+// Draws min(k, n) distinct pairs, with probabilities that follow the weights (Efraimidis and Spirakis 2006),
+// and returns them in a random order that does not depend on the weights. Throws Error(usage) on bad options.
+// A filter or dataset without any pair gives an empty result.
 std::vector<DrawnPair> sample_pairs(const Dataset& data, const PairFilter& filter,
                                     const SamplerOptions& options, Threads& threads,
                                     SampleReport* report = nullptr);

@@ -22,7 +22,7 @@ namespace quest {
 using Complex = std::complex<double>;
 
 constexpr double eps32 = 0x1p-24;  // half a unit in the last place of a float near 1
-constexpr double eps16 = 0x1p-9;   // the same of a bf16
+constexpr double eps16 = 0x1p-8;  // the same of a bf16
 
 class Random {
  public:

@@ -20,20 +20,23 @@ struct Summary : testing::EmptyTestEventListener {
   }
   void OnTestPartResult(const testing::TestPartResult& part) override {
     if (part.failed())
-      printf("%s:%d: in %s\n%s\n", part.file_name() ? part.file_name() : "?", part.line_number(), running.c_str(),
-             part.message());
+      printf("%s:%d: in %s\n%s\n", part.file_name() ? part.file_name() : "?", part.line_number(),
+             running.c_str(), part.message());
     if (part.skipped()) skips.push_back(running + ": " + part.message());
     fflush(stdout);
   }
   void OnTestEnd(const testing::TestInfo& test) override {
-    if (test.result()->Skipped()) ++skipped;
-    else if (test.result()->Passed()) ++passed;
-    else ++failed, failures.push_back(running);
+    if (test.result()->Skipped())
+      ++skipped;
+    else if (test.result()->Passed())
+      ++passed;
+    else
+      ++failed, failures.push_back(running);
     running.clear();
   }
   void OnTestSuiteEnd(const testing::TestSuite& suite) override {
-    printf("  %-6s %s: %d tests, %.1f s\n", suite.Failed() ? "FAILED" : "ok", suite.name(), suite.test_to_run_count(),
-           static_cast<double>(suite.elapsed_time()) / 1000);
+    printf("  %-6s %s: %d tests, %.1f s\n", suite.Failed() ? "FAILED" : "ok", suite.name(),
+           suite.test_to_run_count(), static_cast<double>(suite.elapsed_time()) / 1000);
     fflush(stdout);
   }
   void close() const {

@@ -38,13 +38,14 @@ struct Option {
 };
 
 struct Command {
-  std::string name;       // one word, or two: "data import"
-  std::string summary;    // one line
-  std::string arguments;  // as help shows them: "SOURCE DIR"
+  std::string name;            // one word, or two: "data import"
+  std::string summary = {};    // one line
+  std::string arguments = {};  // as help shows them: "SOURCE DIR"
   size_t least_arguments = 0, most_arguments = 0;
-  std::string examples;  // lines, each indented by two spaces
-  std::vector<Option> options;
-  std::function<int(const std::vector<std::string>&)> run;  // gets the arguments, returns the exit status
+  std::string examples = {};  // lines, each indented by two spaces
+  std::vector<Option> options = {};
+  std::function<int(const std::vector<std::string>&)> run =
+      {};  // gets the arguments, returns the exit status
 };
 
 // Fills the targets from argv[1..]; returns the arguments that are no options. "--" ends the options.

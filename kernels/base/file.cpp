@@ -68,7 +68,7 @@ OutFile::~OutFile() {
 
 void OutFile::write(const void* bytes, size_t count) {
   buffer_.append(static_cast<const char*>(bytes), count);
-  if (buffer_.size() >= (1u << 20)) flush();
+  if (buffer_.size() >= (1u << 14)) flush();  // small: an import holds a dozen of these
 }
 
 void OutFile::flush() {

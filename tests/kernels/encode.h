@@ -1,4 +1,4 @@
-// Encoders, for tests only: rows of floats in every format that decode() reads. Blocks are ggml's reference quantisers.
+// Encoders, for tests only: floats in every format that decode() reads; blocks as ggml's reference does it.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -10,13 +10,13 @@
 
 namespace quest {
 
-inline uint16_t to_f16(float f) {  // to the nearest, ties to even: in units of the last place, in double
+inline uint16_t to_f16(float f) {  // to the nearest, ties to even
   const uint16_t sign = std::signbit(f) ? 0x8000 : 0;
   const double a = std::fabs(static_cast<double>(f));
   if (std::isnan(f)) return 0x7e00;
   if (a >= 65520) return sign | 0x7c00;
   const int exponent = a < 0x1p-14 ? -14 : std::ilogb(a);
-  const int units = static_cast<int>(std::nearbyint(std::ldexp(a, 10 - exponent)));  // 1024..2048, or subnormal
+  const int units = static_cast<int>(std::nearbyint(std::ldexp(a, 10 - exponent)));  // of the last place
   return static_cast<uint16_t>(sign | ((exponent + 14) * 1024 + units));
 }
 
@@ -35,7 +35,8 @@ inline BlockQ8_0 encode_q8_0(const float* x) {
   float most = 0;
   for (int e = 0; e < 32; ++e) most = std::max(most, std::fabs(x[e]));
   BlockQ8_0 b{to_f16(most / 127), {}};
-  for (int e = 0; e < 32; ++e) b.values[e] = static_cast<int8_t>(std::round(most > 0 ? x[e] * (127 / most) : 0));
+  const float scale = most > 0 ? 127 / most : 0;
+  for (int e = 0; e < 32; ++e) b.values[e] = static_cast<int8_t>(std::round(x[e] * scale));
   return b;
 }
 

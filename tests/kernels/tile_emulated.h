@@ -1,5 +1,5 @@
-// The source of the AVX-512 BF16 tile, compiled for any machine: its intrinsics are replaced by plain loops. What
-// VDPBF16PS computes: fma(low, low, fma(high, high, sum)), each rounded once, denormal operands taken as zero.
+// The source of the AVX-512 BF16 tile, compiled for any machine: its intrinsics are replaced by plain loops.
+// VDPBF16PS is fma(low, low, fma(high, high, sum)), each rounded once, denormal operands and results zero.
 #pragma once
 #include <immintrin.h>
 
@@ -16,7 +16,8 @@ inline float flushed(float f) { return std::fpclassify(f) == FP_SUBNORMAL ? 0.0f
 inline float emulated_dot(float sum, uint32_t a, uint32_t b) {
   const float low_a = std::bit_cast<float>(a << 16), low_b = std::bit_cast<float>(b << 16);
   const float high_a = std::bit_cast<float>(a & 0xffff0000), high_b = std::bit_cast<float>(b & 0xffff0000);
-  return std::fma(flushed(low_a), flushed(low_b), std::fma(flushed(high_a), flushed(high_b), flushed(sum)));
+  const float high = flushed(std::fma(flushed(high_a), flushed(high_b), flushed(sum)));
+  return flushed(std::fma(flushed(low_a), flushed(low_b), high));
 }
 
 inline EmulatedLanes emulated_load(const float* from) {
@@ -34,7 +35,8 @@ inline void emulated_store(float* to, EmulatedLanes v) {
 }
 inline EmulatedLanes emulated_dots(EmulatedLanes sum, EmulatedLanes a, EmulatedLanes b) {
   for (int i = 0; i < 16; ++i)
-    sum.word[i] = std::bit_cast<uint32_t>(emulated_dot(std::bit_cast<float>(sum.word[i]), a.word[i], b.word[i]));
+    sum.word[i] =
+        std::bit_cast<uint32_t>(emulated_dot(std::bit_cast<float>(sum.word[i]), a.word[i], b.word[i]));
   return sum;
 }
 

@@ -1,5 +1,5 @@
-// Writes GGUF files for tests: the container piece by piece (so that any piece can lie), and a tiny random LLaMA with
-// a byte-level vocabulary of its own.
+// Writes GGUF files for tests: the container piece by piece (so that any piece can lie), and a tiny random
+// LLaMA with a byte-level vocabulary of its own.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -19,13 +19,25 @@
 namespace quest::testing_gguf {
 
 template <class T>
-inline std::string raw(const T& value) { return {reinterpret_cast<const char*>(&value), sizeof value}; }
+inline std::string raw(const T& value) {
+  return {reinterpret_cast<const char*>(&value), sizeof value};
+}
 inline std::string raw_text(std::string_view text) { return raw<uint64_t>(text.size()) + std::string(text); }
 
 // Everything is public: a test changes what it wants to be wrong, then calls bytes().
 struct GgufWriter {
-  struct Entry { std::string key; uint32_t type; std::string value; };
-  struct Tensor { std::string name; uint32_t type; std::vector<uint64_t> ne; std::string data; int64_t offset_error = 0; };
+  struct Entry {
+    std::string key;
+    uint32_t type;
+    std::string value;
+  };
+  struct Tensor {
+    std::string name;
+    uint32_t type;
+    std::vector<uint64_t> ne;
+    std::string data;
+    int64_t offset_error = 0;
+  };
 
   std::string magic = "GGUF";
   uint32_t version = 3;
@@ -52,14 +64,19 @@ struct GgufWriter {
   Entry& entry(std::string_view key) {
     return *std::find_if(entries.begin(), entries.end(), [&](const Entry& e) { return e.key == key; });
   }
-  void remove(std::string_view key) { std::erase_if(entries, [&](const Entry& e) { return e.key == key; }); }
+  void remove(std::string_view key) {
+    std::erase_if(entries, [&](const Entry& e) { return e.key == key; });
+  }
   Tensor& tensor(std::string_view name) {
     return *std::find_if(tensors.begin(), tensors.end(), [&](const Tensor& t) { return t.name == name; });
   }
-  void remove_tensor(std::string_view name) { std::erase_if(tensors, [&](const Tensor& t) { return t.name == name; }); }
+  void remove_tensor(std::string_view name) {
+    std::erase_if(tensors, [&](const Tensor& t) { return t.name == name; });
+  }
 
   std::string bytes() const {
-    std::string out = magic + raw(version) + raw<uint64_t>(tensors.size() + static_cast<uint64_t>(tensor_count_error)) +
+    std::string out = magic + raw(version) +
+                      raw<uint64_t>(tensors.size() + static_cast<uint64_t>(tensor_count_error)) +
                       raw<uint64_t>(entries.size() + static_cast<uint64_t>(entry_count_error));
     for (const Entry& e : entries) out += raw_text(e.key) + raw(e.type) + e.value;
     std::string data;
@@ -75,7 +92,8 @@ struct GgufWriter {
   }
 };
 
-// The character that stands for a byte in byte-level vocabularies (GPT-2): itself, or U+0100 + n for the 68 others.
+// The character that stands for a byte in byte-level vocabularies (GPT-2): itself, or U+0100 + n for the 68
+// others.
 inline std::string byte_character(int byte) {
   const auto plain = [](int b) { return (b >= 0x21 && b <= 0x7e) || (b >= 0xa1 && b != 0xad); };
   int code = byte;
@@ -90,7 +108,8 @@ inline std::string byte_character(int byte) {
 
 // 0 is the control token <|endoftext|>, 1 + b is byte b, then one token for each merge: 257 + i.
 inline std::vector<std::string> tiny_merges() {
-  return {"Ġ t", "h e", "Ġt he", "i n", "e r", "Ġ Ġ", "o n", "Ġ a", "a n", "in g", "l l", "' s", "Ã ¤", "ĠĠ ĠĠ", "t h"};
+  return {"Ġ t", "h e",  "Ġt he", "i n", "e r", "Ġ Ġ",   "o n", "Ġ a",
+          "a n", "in g", "l l",   "' s", "Ã ¤", "ĠĠ ĠĠ", "t h"};
 }
 
 inline void add_tiny_vocabulary(GgufWriter& w, const std::vector<std::string>& merges = tiny_merges()) {
@@ -115,7 +134,8 @@ inline std::string half(float v) { return raw(static_cast<_Float16>(v)); }
 inline std::string pack(Type type, const std::vector<float>& values) {
   std::string out;
   if (type == Type::f32) return {reinterpret_cast<const char*>(values.data()), values.size() * 4};
-  if (type == Type::f16) for (float v : values) out += half(v);
+  if (type == Type::f16)
+    for (float v : values) out += half(v);
   if (type == Type::bf16)
     for (float v : values) {  // round to nearest even
       uint32_t bits;
@@ -131,7 +151,9 @@ inline std::string pack(Type type, const std::vector<float>& values) {
       const float inverse = d > 0 ? 1 / d : 0;
       out += half(d);
       if (four) out += half(*low);
-      const auto nibble = [&](int i) { return std::min(15, static_cast<int>((x[i] - *low) * inverse + 0.5f)); };
+      const auto nibble = [&](int i) {
+        return std::min(15, static_cast<int>((x[i] - *low) * inverse + 0.5f));
+      };
       for (int i = 0; i < (four ? 16 : 32); ++i)
         out += static_cast<char>(four ? nibble(i) | nibble(i + 16) << 4 : std::lround(x[i] * inverse));
     }
@@ -150,8 +172,9 @@ inline uint32_t ggml_type(Type type) {
 
 struct TinyModel {
   uint32_t layers = 2, width = 64, heads = 4, kv_heads = 2, mlp = 96, max_positions = 512;
-  Type type = Type::q4_1;       // of the linear layers
-  Type embedding = Type::q8_0;  // of the embedding; weights of type f32, f16, bf16 go with an embedding of any type
+  Type type = Type::q4_1;  // of the linear layers
+  Type embedding =
+      Type::q8_0;  // of the embedding; weights of type f32, f16, bf16 go with an embedding of any type
   uint64_t seed = 1;
 };
 
@@ -171,13 +194,14 @@ inline GgufWriter tiny_model(const TinyModel& o = {}) {
   w.integer("llama.rope.dimension_count", o.width / o.heads);
   add_tiny_vocabulary(w);
 
-  const auto add = [&](const std::string& name, Type type, uint32_t in, uint32_t out, double mean, double deviation) {
+  const auto add = [&](const std::string& name, Type type, uint32_t in, uint32_t out, double mean,
+                       double deviation) {
     std::vector<float> values(size_t{in} * out);
     for (size_t i = 0; i < values.size(); ++i) {  // Box-Muller
       const uint64_t stream = w.tensors.size();
       const double u = random_uniform(o.seed, stream, 2 * i), v = random_uniform(o.seed, stream, 2 * i + 1);
-      values[i] = static_cast<float>(
-          mean + deviation * std::sqrt(-2 * std::log(u)) * std::cos(2 * std::numbers::pi * v));
+      values[i] = static_cast<float>(mean + deviation * std::sqrt(-2 * std::log(u)) *
+                                                std::cos(2 * std::numbers::pi * v));
     }
     std::vector<uint64_t> ne = {in};
     if (mean == 0) ne.push_back(out);

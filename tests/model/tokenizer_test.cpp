@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <sstream>
 
 #include "model/fetch.h"
@@ -21,7 +22,7 @@ class TokenizerTest : public testing::Test {
   void TearDown() override { std::filesystem::remove_all(folder_); }
 
   Tokenizer make(const GgufWriter& w) {
-    write_file(folder_ + "/vocabulary.gguf", w.bytes());
+    std::ofstream(folder_ + "/vocabulary.gguf", std::ios::binary) << w.bytes();
     const MappedFile file(folder_ + "/vocabulary.gguf");
     return Tokenizer(Gguf(file));  // keeps nothing of the file
   }
@@ -37,7 +38,8 @@ class TokenizerTest : public testing::Test {
     } catch (const Error& e) {
       EXPECT_EQ(e.code, Exit::input);
       const std::string sentence = e.what();
-      for (const std::string& part : parts) EXPECT_NE(sentence.find(part), std::string::npos) << part << " | " << sentence;
+      for (const std::string& part : parts)
+        EXPECT_NE(sentence.find(part), std::string::npos) << part << " | " << sentence;
     }
   }
 
@@ -65,7 +67,7 @@ TEST_F(TokenizerTest, BytesAndMerges) {
   EXPECT_EQ(encode(t, "Z"), Ids{1 + 'Z'});
   EXPECT_EQ(encode(t, std::string_view("\0\x7f", 2)), (Ids{1, 1 + 0x7f}));
   EXPECT_EQ(encode(t, "he"), Ids{257 + 1});
-  EXPECT_EQ(encode(t, " the"), Ids{257 + 2});  // " t", "he", then both
+  EXPECT_EQ(encode(t, " the"), Ids{257 + 2});            // " t", "he", then both
   EXPECT_EQ(encode(t, "the"), (Ids{1 + 't', 257 + 1}));  // "h e" has a lower rank than "t h"
   EXPECT_EQ(pieces(t, " than thing"), " t|h|an| t|h|ing");
   EXPECT_EQ(pieces(t, "ä"), "ä");
@@ -86,8 +88,9 @@ TEST_F(TokenizerTest, LowestRankFirstThenLeftmost) {
 // GPT-2's pattern on the text between numbers; numbers stand alone.
 TEST_F(TokenizerTest, PreTokeniser) {
   // every pair of neighbours merges, were they in one piece
-  const Tokenizer t = tiny({"' s", "Ġ x", "Ġ Ġ", "ĠĠ x", "1 2", "Ġ 1", "x 1", "x y", "! !", "Ġ !", "x !", "! x", "Ċ Ċ",
-                            "Ċ x", "Ċ Ġ", "Ġ Ċ", "Ċ 1", "ĊĊ 1", "x '", "' x", "l l", "' ll", "' r", "'r e", "ĠĠ Ġ"});
+  const Tokenizer t =
+      tiny({"' s", "Ġ x", "Ġ Ġ", "ĠĠ x", "1 2",  "Ġ 1", "x 1", "x y", "! !",  "Ġ !", "x !",  "! x", "Ċ Ċ",
+            "Ċ x", "Ċ Ġ", "Ġ Ċ", "Ċ 1",  "ĊĊ 1", "x '", "' x", "l l", "' ll", "' r", "'r e", "ĠĠ Ġ"});
   EXPECT_EQ(pieces(t, "x's"), "x|'s");
   EXPECT_EQ(pieces(t, "x's's"), "x|'s|'s");
   EXPECT_EQ(pieces(t, "'ll're"), "'ll|'re");
@@ -97,8 +100,8 @@ TEST_F(TokenizerTest, PreTokeniser) {
   EXPECT_EQ(pieces(t, "   x"), "  | x");
   EXPECT_EQ(pieces(t, "x  "), "x|  ");
   EXPECT_EQ(pieces(t, "12"), "1|2");
-  EXPECT_EQ(pieces(t, " 1"), " |1");      // a number takes no space
-  EXPECT_EQ(pieces(t, "  1"), "  |1");    // and what is before it is seen as ending there
+  EXPECT_EQ(pieces(t, " 1"), " |1");    // a number takes no space
+  EXPECT_EQ(pieces(t, "  1"), "  |1");  // and what is before it is seen as ending there
   EXPECT_EQ(pieces(t, "\n\n1"), "\n\n|1");
   EXPECT_EQ(pieces(t, "\n\nx"), "\n|\n|x");
   EXPECT_EQ(pieces(t, "\nx"), "\n|x");
@@ -177,8 +180,8 @@ TEST_F(TokenizerTest, RoundTrip) {
     std::string text;
     for (uint64_t n = 0; n < i % 41; ++n) {
       static constexpr int32_t limits[] = {0x80, 0x80, 0x800, 0x10000, 0x110000};
-      const int32_t c = static_cast<int32_t>(random_uniform(1, i, 2 * n) *
-                                             limits[random_bits(1, i, 2 * n + 1) % 5]);
+      const int32_t c =
+          static_cast<int32_t>(random_uniform(1, i, 2 * n) * limits[random_bits(1, i, 2 * n + 1) % 5]);
       append_utf8(text, c >= 0xd800 && c < 0xe000 ? ' ' : c);
     }
     ASSERT_EQ(t.decode(encode(t, text)), text);
@@ -189,11 +192,11 @@ TEST_F(TokenizerTest, RoundTrip) {
 
 TEST_F(TokenizerTest, AByteWithoutTokenIsDropped) {
   GgufWriter w;
-  add_tiny_vocabulary(w, {"a b"});
+  add_tiny_vocabulary(w, {"! !"});
   std::string& tokens = w.entry("tokenizer.ggml.tokens").value;
   const std::string four = raw_text(byte_character(4));
   tokens.replace(tokens.find(four), four.size(), raw_text("@@"));
-  EXPECT_EQ(encode(make(w), "a\x04" "b"), Ids{257});  // as in the Hugging Face library, the neighbours merge
+  EXPECT_EQ(encode(make(w), "!\x04!"), Ids{257});  // as in the Hugging Face library, the neighbours merge
 }
 
 TEST_F(TokenizerTest, MalformedVocabularies) {
@@ -203,23 +206,27 @@ TEST_F(TokenizerTest, MalformedVocabularies) {
     change(w);
     return w;
   };
-  expect_refused(with([](auto& w) { w.entry("tokenizer.ggml.model").value = raw_text("llama"); }), {"not read yet", "llama"});
-  expect_refused(with([](auto& w) { w.entry("tokenizer.ggml.pre").value = raw_text("qwen2"); }), {"not read yet", "qwen2"});
+  expect_refused(with([](auto& w) { w.entry("tokenizer.ggml.model").value = raw_text("llama"); }),
+                 {"not read yet", "llama"});
+  expect_refused(with([](auto& w) { w.entry("tokenizer.ggml.pre").value = raw_text("qwen2"); }),
+                 {"not read yet", "qwen2"});
   expect_refused(with([](auto& w) { w.remove("tokenizer.ggml.pre"); }), {"tokenizer.ggml.pre", "default"});
   for (const char* key : {"tokenizer.ggml.model", "tokenizer.ggml.tokens", "tokenizer.ggml.token_type",
                           "tokenizer.ggml.merges"})
     expect_refused(with([&](auto& w) { w.remove(key); }), {key});
   for (const char* merge : {"q", "q zz", "zz q", "q q", "h e", " q", "q ", "", "h e r"})
     expect_refused(with([&](auto& w) {
-      std::vector<std::string> merges = tiny_merges();
-      merges.push_back(merge);
-      w.remove("tokenizer.ggml.merges");
-      w.texts("tokenizer.ggml.merges", merges);
-    }), {"merge " + std::to_string(tiny_merges().size()), merge});
+                     std::vector<std::string> merges = tiny_merges();
+                     merges.push_back(merge);
+                     w.remove("tokenizer.ggml.merges");
+                     w.texts("tokenizer.ggml.merges", merges);
+                   }),
+                   {"merge " + std::to_string(tiny_merges().size()), merge});
   expect_refused(with([](auto& w) {
-    w.remove("tokenizer.ggml.token_type");
-    w.integers("tokenizer.ggml.token_type", Ids(271, 1));
-  }), {"token_type", "272", "271"});
+                   w.remove("tokenizer.ggml.token_type");
+                   w.integers("tokenizer.ggml.token_type", Ids(271, 1));
+                 }),
+                 {"token_type", "272", "271"});
   const auto replaced = [&](const std::string& token, const std::string& by) {
     return with([&](auto& w) {
       std::string& tokens = w.entry("tokenizer.ggml.tokens").value;
@@ -246,8 +253,10 @@ TEST_F(TokenizerTest, GoldenLinesOfSmolLM2) {
     const size_t tab = line.find('\t');
     std::string text;
     for (size_t i = tab + 1; i < line.size(); ++i) {
-      if (line[i] != '\\') text += line[i];
-      else text += static_cast<char>(std::stoi(line.substr(i + 2, 2), nullptr, 16)), i += 3;
+      if (line[i] != '\\')
+        text += line[i];
+      else
+        text += static_cast<char>(std::stoi(line.substr(i + 2, 2), nullptr, 16)), i += 3;
     }
     std::istringstream numbers(line.substr(0, tab));
     Ids expected;

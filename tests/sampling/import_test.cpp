@@ -1,6 +1,7 @@
 #include "sampling/import.h"
 
 #include <fcntl.h>
+#include <malloc.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -89,8 +90,8 @@ TEST(Import, RawRoundTrip) {
   expect_good(set);
   EXPECT_EQ(set.name, "one");
   EXPECT_EQ(set.sha256, sha256_hex(std::string(good_lbl) + good_trn + good_tst));
-  EXPECT_FALSE(exists(t / "sets/one/labels.offsets"));
-  EXPECT_FALSE(exists(t / "sets/one/labels.labels.tmp"));
+  EXPECT_EQ(std::distance(fs::directory_iterator(t / "sets/one"), fs::directory_iterator()), 13);
+  for (const auto& entry : fs::directory_iterator(t / "sets/one")) EXPECT_NE(entry.path().extension(), ".tmp");
 }
 
 TEST(Import, GzipByteOrderMarkAndCarriageReturns) {
@@ -108,8 +109,8 @@ TEST(Import, GzipByteOrderMarkAndCarriageReturns) {
 TEST(Import, FirstOfEqualUidsIsTheOwnLabel) {
   TemporaryFolder t;
   const std::string row = "{\"uid\": \"s\", \"title\": \"s\", \"content\": \"\"}\n";
-  put_raw(t / "raw", "{\"uid\": \"r\", \"title\": \"r\"}\n" + row + row, "{\"uid\":\"s\",\"title\":\"\",\"target_ind\":[1]}",
-          "{\"uid\":\"\",\"title\":\"\",\"target_ind\":[2]}");
+  put_raw(t / "raw", "{\"uid\": \"r\", \"title\": \"r\"}\n" + row + row,
+          "{\"uid\":\"s\",\"title\":\"\",\"target_ind\":[1]}", "{\"uid\":\"\",\"title\":\"\",\"target_ind\":[2]}");
   import_dataset(t / "raw", t / "out", strict);
   EXPECT_EQ(open_dataset(t / "out").train.own(0), 1);  // although it is a target: the raw format's protocol
   EXPECT_EQ(open_dataset(t / "out").test.own(0), -1);
@@ -141,58 +142,73 @@ const BadLine bad_query[] = {
     {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": [3]}", "target_ind holds 3, expected 0 to 2"},
     {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": [1, -1]}", "target_ind holds -1, expected 0 to 2"},
     {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": [4294967296]}", "target_ind holds 4294967296"},
-    {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": [1.0]}", "not a line number"},
-    {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": [\"1\"]}", "not a line number"},
-    {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": [18446744073709551615]}", "not a line number"},
+    {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": [1.0]}", "target_ind holds something that is not a line number"},
+    {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": [\"1\"]}", "target_ind holds something that is not a line number"},
+    {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": [18446744073709551615]}", "target_ind holds something that is not a line number"},
     {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": [1], \"target_rel\": 1}", "target_rel is not a list"},
-    {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": [1], \"target_rel\": [\"1\"]}", "not a number"},
+    {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": [1], \"target_rel\": [\"1\"]}", "target_rel holds something that is not a number"},
     {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": [1], \"target_rel\": []}",
      "target_rel has 0 values, target_ind 1"},
     {"{\"uid\": \"q\", \"title\": \"t\", \"target_ind\": [1], \"target_rel\": [1.0, 1.0]}",
      "target_rel has 2 values, target_ind 1"},
 };
 
-// The bad line stands as line 2 of `side`, between good lines.
-void expect_refused_and_skipped(const std::string& side, const BadLine& bad) {
-  SCOPED_TRACE(side + ": " + bad.line);
-  TemporaryFolder t;
-  std::string files[3] = {good_lbl, good_trn, good_tst};
+// The good files with `lines` put after the first line of `side`.
+void put_raw_with(const std::string& folder, const std::string& side, const std::vector<BadLine>& lines) {
+  std::string files[3] = {good_lbl, good_trn, std::string(good_tst) + "\n"}, bad;
+  for (const BadLine& line : lines) (bad += line.line) += "\n";
   std::string& file = files[side == "lbl" ? 0 : side == "trn" ? 1 : 2];
-  if (side == "tst") file += "\n";
-  file.insert(file.find('\n') + 1, std::string(bad.line) + "\n");
-  put_raw(t / "raw", files[0], files[1], files[2]);
+  file.insert(file.find('\n') + 1, bad);
+  put_raw(folder, files[0], files[1], files[2]);
+}
 
-  const std::string place = t / ("raw/" + side + ".json:2: " + bad.what);
-  const auto sentence = sentence_of(Exit::input, [&] { import_dataset(t / "raw", t / "out", strict); });
-  expect_contains(sentence, "1 in all");
-  expect_contains(sentence, place);
-  expect_nothing_left(t / "out");
+class MalformedLines : public testing::TestWithParam<const char*> {
+ protected:
+  MalformedLines() : side(GetParam()), lines(std::begin(bad_anywhere), std::end(bad_anywhere)) {
+    if (side != "lbl") lines.insert(lines.end(), std::begin(bad_query), std::end(bad_query));
+  }
+  const std::string side;
+  std::vector<BadLine> lines;
+  TemporaryFolder t;
+};
 
+TEST_P(MalformedLines, EachIsRefusedByNumber) {
+  for (const BadLine& bad : lines) {
+    SCOPED_TRACE(bad.line);
+    put_raw_with(t / "raw", side, {bad});
+    const auto sentence = sentence_of(Exit::input, [&] { import_dataset(t / "raw", t / "out", strict); });
+    expect_contains(sentence, "malformed lines, 1 in all: " + t / ("raw/" + side + ".json:2: " + bad.what));
+    expect_nothing_left(t / "out");
+  }
+}
+
+TEST_P(MalformedLines, SkippedOnesKeepTheirNumbers) {
+  put_raw_with(t / "raw", side, lines);
+  const int64_t bad = static_cast<int64_t>(lines.size());
   const ImportSummary done = import_dataset(t / "raw", t / "out", lenient);
-  EXPECT_EQ(done.bad_lines, 1);
-  ASSERT_EQ(done.bad.size(), 1u);
-  EXPECT_TRUE(done.bad[0].starts_with(place)) << done.bad[0];
+  EXPECT_EQ(done.bad_lines, bad);
+  ASSERT_EQ(done.bad.size(), 10u);
+  for (size_t i = 0; i < 10; ++i)
+    expect_contains(done.bad[i], t / ("raw/" + side + ".json:" + std::to_string(i + 2) + ": " + lines[i].what));
+
   const Dataset set = open_dataset(t / "out");
   const Texts& texts = side == "lbl" ? set.labels : side == "trn" ? set.train.texts : set.test.texts;
-  ASSERT_EQ(texts.size(), side == "lbl" ? 4 : side == "trn" ? 3 : 2);
-  EXPECT_EQ(std::string(texts.uid(1)) + std::string(texts.title(1)) + std::string(texts.content(1)), "");
-  EXPECT_NE(texts.uid(0), "");
-  if (side != "tst") {
-    EXPECT_EQ(texts.uid(2), "b");
-  }
-  if (side != "lbl") {
+  ASSERT_EQ(texts.size(), bad + (side == "lbl" ? 3 : side == "trn" ? 2 : 1));
+  EXPECT_EQ(texts.uid(0), side == "lbl" ? "a" : side == "trn" ? "x" : "c");
+  for (int64_t i = 1; i <= bad; ++i) {
+    SCOPED_TRACE(lines[static_cast<size_t>(i) - 1].line);
+    EXPECT_EQ(texts.uid(i).size() + texts.title(i).size() + texts.content(i).size(), 0u);
+    if (side == "lbl") continue;
     const Split& split = side == "trn" ? set.train : set.test;
-    EXPECT_EQ(split.own(1), -1);
-    EXPECT_EQ(labels_of(split, 1), Numbers{});
+    EXPECT_EQ(split.own(i), -1);
+    EXPECT_EQ(labels_of(split, i), Numbers{});
+  }
+  if (side != "tst") {
+    EXPECT_EQ(texts.uid(bad + 1), "b");
   }
 }
 
-TEST(Import, EveryKindOfMalformedLine) {
-  for (const char* side : {"lbl", "trn", "tst"})
-    for (const BadLine& bad : bad_anywhere) expect_refused_and_skipped(side, bad);
-  for (const char* side : {"trn", "tst"})
-    for (const BadLine& bad : bad_query) expect_refused_and_skipped(side, bad);
-}
+INSTANTIATE_TEST_SUITE_P(Import, MalformedLines, testing::Values("lbl", "trn", "tst"));
 
 TEST(Import, BadLinesAreCountedAndTheFirstNamed) {
   TemporaryFolder t;
@@ -246,8 +262,8 @@ TEST(Import, DamagedGzip) {
   import_dataset(t / "raw", t / "whole", strict);
 
   std::vector<std::string> damaged;
-  for (const size_t size : {whole.size() - 1, whole.size() - 4, whole.size() - 8, whole.size() / 2, size_t{11}, size_t{1}})
-    damaged.push_back(whole.substr(0, size));
+  for (const size_t lost : {size_t{1}, size_t{4}, size_t{8}, whole.size() / 2, whole.size() - 11, whole.size() - 1})
+    damaged.push_back(whole.substr(0, whole.size() - lost));
   damaged.push_back(whole);
   damaged.back()[whole.size() - 6] ^= 1;  // the check sum
   damaged.push_back(whole);
@@ -303,7 +319,11 @@ TEST(Import, Tsv) {
     EXPECT_EQ(set.labels.uid(0), "red");
     EXPECT_EQ(set.labels.title(1), "blue");
     EXPECT_EQ(set.labels.uid(2), "green");
-    const struct { const char *uid, *title; Numbers labels; int32_t own; } expected[] = {
+    const struct {
+      const char *uid, *title;
+      Numbers labels;
+      int32_t own;
+    } expected[] = {
         {"1", "first text", {0, 1}, -1}, {"2", "green", {0}, 2}, {"3", "blue", {1, 2}, -1}, {"4", "日本", {2}, -1}};
     int64_t at[2] = {0, 0};
     for (const auto& row : expected) {
@@ -322,9 +342,13 @@ TEST(Import, Tsv) {
 }
 
 TEST(Import, MalformedTsvLines) {
-  for (const BadLine bad : {BadLine{"", "empty line"}, {"no label here", "no tab and label"}, {"text\t\t", "no tab and label"},
-                            {"\tlabel", "the text before the first tab is empty"}, {"caf\xe9\tnew", "not UTF-8"},
-                            {"text\tcaf\xe9", "not UTF-8"}}) {
+  const BadLine bad_lines[] = {{"", "empty line"},
+                               {"no label here", "no tab and label"},
+                               {"text\t\t", "no tab and label"},
+                               {"\tlabel", "the text before the first tab is empty"},
+                               {"caf\xe9\tnew", "not UTF-8"},
+                               {"text\tcaf\xe9", "not UTF-8"}};
+  for (const BadLine& bad : bad_lines) {
     SCOPED_TRACE(bad.line);
     TemporaryFolder t;
     put_file(t / "in.tsv", "one\tl\n" + std::string(bad.line) + "\ntwo\tl\tm\n");
@@ -356,7 +380,8 @@ FILE* text_file(std::string text) {
 TEST(DebianIndex, Stanzas) {
   TemporaryFolder t;
   FILE* file = text_file(
-      "Package: zeta\nVersion: 1\nDescription: the last\n long text\n .\nRecommends: alpha (>= 1:2.0) | beta:any, gone,\n"
+      "Package: zeta\nVersion: 1\nDescription: the last\n long text\n .\n"
+      "Recommends: alpha (>= 1:2.0) | beta:any, gone,\n"
       " gamma [amd64]\nSuggests: zeta, beta <!nocheck>\n\n\n"
       "Package: beta\nDescription-md5: 0123\nDescription-en: a translated one\n more\nDepends: alpha\n\n"
       "Package: zeta\nDescription: the second is not read\nRecommends: delta\n\n"
@@ -400,7 +425,8 @@ TEST(DebianIndex, OwnLabel) {
 
 TEST(DebianIndex, EmptyOrWithoutRelations) {
   TemporaryFolder t;
-  for (const char* text : {"", "\n\n", "Package\n", ":\n", "Package: a\nDescription: x\n", " \tlost\nPackage: a\nSuggests: a\n"}) {
+  for (const char* text : {"", "\n\n", "Package\n", ":\n", "Package: a\nDescription: x\n",
+                           " \tlost\nPackage: a\nSuggests: a\n"}) {
     FILE* file = text_file(text);
     const auto sentence = sentence_of(
         Exit::machine, [&] { import_debian_index(read_debian_index(file), t / "out", strict); });
@@ -445,7 +471,7 @@ TEST(DefaultDataset, ImportsAsStated) {
     }
 }
 
-// sampling/debian is looked for beside the executable; a copy of nothing but a link shows both outcomes.
+// Which of the two outcomes holds depends on where the tests were built.
 TEST(DefaultDataset, IsFoundBesideTheExecutable) {
   const fs::path here = fs::read_symlink("/proc/self/exe").parent_path();
   const std::string expected = here / "sampling/debian";
@@ -476,6 +502,7 @@ int64_t added_memory(const std::function<void()>& work) {
   if (child == 0) {
     std::atomic<bool> done = false;
     std::atomic<int64_t> peak = -1;
+    malloc_trim(0);  // so that the work cannot take what the parent has left free
     const int64_t before = anonymous_kib();
     std::thread sampler([&] {
       while (!done) {
@@ -506,7 +533,8 @@ void copy_lines(const std::string& from, const std::string& to, int64_t count) {
   gzFile in = gzopen(from.c_str(), "rb"), out = gzopen(to.c_str(), "wb1");
   ASSERT_TRUE(in && out);
   std::string line(4 << 20, '\0');
-  for (int64_t i = 0; i < count && gzgets(in, line.data(), static_cast<int>(line.size())); ++i) gzputs(out, line.c_str());
+  for (int64_t i = 0; i < count && gzgets(in, line.data(), static_cast<int>(line.size())); ++i)
+    gzputs(out, line.c_str());
   gzclose(in);
   ASSERT_EQ(gzclose(out), Z_OK);
 }
@@ -521,14 +549,14 @@ TEST(Import, MemoryDoesNotGrowWithTheFile) {
   copy_lines(yso + "/tst.json.gz", t / "tenth/tst.json.gz", 3442);
   const int64_t tenth = added_memory([&] { import_dataset(t / "tenth", t / "a", strict); });
   const int64_t whole = added_memory([&] { import_dataset(yso, t / "b", strict); });
+  ASSERT_TRUE(tenth > 0 && whole > 0);
   const Dataset a = open_dataset(t / "a"), b = open_dataset(t / "b");
   EXPECT_EQ(a.train.texts.size(), 31058);
   EXPECT_EQ(b.train.texts.size(), 310581);
   EXPECT_EQ(b.test.texts.size(), 34417);
   EXPECT_EQ(a.labels.size(), b.labels.size());
   std::printf("added at the peak: %ld KiB for a tenth, %ld KiB for the whole\n", tenth, whole);
-  EXPECT_GT(tenth, 0);
-  EXPECT_TRUE(whole > 0 && static_cast<double>(whole) < 1.05 * static_cast<double>(tenth)) << tenth << " " << whole;
+  EXPECT_LT(static_cast<double>(whole), 1.05 * static_cast<double>(tenth));
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// faults.so itself: every write, sync and rename of write_file(), failed in turn, is reported and leaves the old file.
+// faults.so itself: every write, sync and rename of write_file(), failed in turn, is reported and leaves the
+// old file.
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -21,7 +22,7 @@ static int probe(const std::string& folder, int at, const std::string& count) {
     setenv("FAULT_AT", std::to_string(at).c_str(), 1);
     setenv("FAULT_COUNT", count.c_str(), 1);
     setenv("FAULT_PROBE", (folder + "/file").c_str(), 1);
-    unsetenv("GTEST_TOTAL_SHARDS");
+    unsetenv("GTEST_TOTAL_SHARDS"), unsetenv("GTEST_SHARD_INDEX");
     execl("/proc/self/exe", "all", "--gtest_filter=Faults.EachFailureKeepsTheOldFile", nullptr);
     _exit(127);
   }

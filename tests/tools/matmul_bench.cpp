@@ -1,7 +1,8 @@
-// Speed of the packed matmuls beside the machine's own ceiling, measured in the same run and interleaved with them.
+// Speed of the packed matmuls beside the machine's own ceiling, measured in the same run, in turn with them.
 //   matmul_bench [THREADS [ROUNDS [PATH]]]
-// The ceiling is what a loop of nothing but fused multiply-adds on registers reaches (a bf16 dot counts as four
-// operations a lane). Shapes: the linear layers of SmolLM2-135M, in Q4_1.
+// The ceiling is what a loop of nothing but fused multiply-adds on registers reaches (a bf16 dot counts as
+// four operations a lane). Shapes: the linear layers of SmolLM2-135M, in Q4_1. The share is the median over
+// rounds of speed / ceiling; "best" is the best round of each.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -137,8 +138,8 @@ void measure(const Context& context, Shape shape, int64_t rows, bool forward, in
     share.push_back(reached / top);
   }
   const auto [least, most] = std::minmax_element(speed.begin(), speed.end());
-  printf("%-10s %-4s %-9s %5ld %-8s %7.1f %7.1f..%-7.1f %8.1f %6.0f %% %6.0f %%\n", context.ops->matmul_path->name,
-         activation == Type::bf16 ? "bf16" : "fp32", shape.name, static_cast<long>(rows),
+  printf("%-10s %-4s %-9s %5ld %-8s %7.1f %7.1f..%-7.1f %8.1f %6.0f %% %6.0f %%\n",
+         context.ops->matmul_path->name, activation == Type::bf16 ? "bf16" : "fp32", shape.name, rows,
          forward ? "forward" : "backward", median(speed), *least, *most, median(limit), 100 * median(share),
          100 * *most / *std::max_element(limit.begin(), limit.end()));
 }
@@ -150,8 +151,8 @@ int main(int argc, char** argv) {
   const int rounds = argc > 2 ? std::max(1, atoi(argv[2])) : 15;
   Arena arena(size_t{1} << 30);
   Buffers buffers = make_buffers(1024);
-  printf("%d threads, GFLOP/s\n%-10s %-4s %-9s %5s %-8s %7s %16s %8s %8s %8s\n", threads.count(), "path", "as",
-         "out x in", "rows", "", "median", "least..most", "ceiling", "median", "best");
+  printf("%d threads, GFLOP/s\n%-10s %-4s %-9s %5s %-8s %7s %16s %8s %8s %8s\n", threads.count(), "path",
+         "as", "out x in", "rows", "", "median", "least..most", "ceiling", "share", "best");
   for (const MatmulPath& path : matmul_paths()) {
     if (argc > 3 && strcmp(argv[3], path.name)) continue;
     for (Type activation : {Type::bf16, Type::f32}) {

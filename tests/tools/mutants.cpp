@@ -1,11 +1,12 @@
-// Mutation test of the arithmetic: on a copy of the tree, breaks one thing at a time and expects a test to fail.
+// Mutation test of the arithmetic: on a copy of the tree, breaks one thing at a time and expects a test to
+// fail.
 //
 //   mutants SEED COUNT     COUNT 0: all of them
 //
-// tests/mutants.txt says which functions are broken and which tests run first, and lists the mutants that change
-// nothing, with the reason. In every line of those functions each kind of change (sign, index, constant, order,
-// rounding, dropped term) is made at one place; a hash of the line chooses the place. A mutant that does not compile is
-// none; one whose test program is the same machine code is explained by that.
+// tests/mutants.txt says which functions are broken and which tests run first, and lists the mutants that
+// change nothing, with the reason. In every line of those functions each kind of change (sign, index,
+// constant, order, rounding, dropped term) is made at one place; a hash of the line chooses the place. A
+// mutant that does not compile is none; one whose test program is the same machine code is explained by that.
 #include <fcntl.h>
 #include <fnmatch.h>
 #include <signal.h>
@@ -37,9 +38,12 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// -- tests/mutants.txt -------------------------------------------------------------------------------------------------
+// -- tests/mutants.txt
+// -------------------------------------------------------------------------------------------------
 
-struct Target { std::string file, functions, tests; };  // functions: globs parted by commas; tests: a gtest filter
+struct Target {
+  std::string file, functions, tests;
+};  // functions: globs parted by commas; tests: a gtest filter
 
 struct Table {
   std::vector<Target> targets;
@@ -47,7 +51,7 @@ struct Table {
 };
 
 std::string trim(const std::string& text) {
-  const size_t first = text.find_first_not_of(" \t"), last = text.find_last_not_of(" \t");
+  const size_t first = text.find_first_not_of(" \t\n"), last = text.find_last_not_of(" \t\n");
   return first == std::string::npos ? "" : text.substr(first, last - first + 1);
 }
 
@@ -62,15 +66,19 @@ Table read_table(const std::string& path) {
     std::string kind;
     Target target;
     words >> kind >> target.file >> target.functions >> target.tests;
-    if (kind == "break" && !target.tests.empty()) table.targets.push_back(target);
+    if (kind == "break" && !target.tests.empty())
+      table.targets.push_back(target);
     else if (const size_t reason = line.rfind(" ## "); kind == "same" && reason != line.npos)
       table.same[trim(line.substr(5, reason - 5))] = false;
-    else fail(Exit::input, "%s:%d: expected \"break FILE FUNCTIONS TESTS\" or \"same MUTANT ## REASON\"", path.c_str(), number);
+    else
+      fail(Exit::input, "%s:%d: expected \"break FILE FUNCTIONS TESTS\" or \"same MUTANT ## REASON\"",
+           path.c_str(), number);
   }
   return table;
 }
 
-// -- C++ text ----------------------------------------------------------------------------------------------------------
+// -- C++ text
+// ----------------------------------------------------------------------------------------------------------
 
 // The text with comments, strings, characters and preprocessor lines blanked out; nothing moves.
 std::string masked(const std::string& text) {
@@ -87,23 +95,31 @@ std::string masked(const std::string& text) {
   for (size_t i = 0; i < text.size();) {
     const char c = text[i];
     const bool digit_before = i > 0 && isalnum(static_cast<unsigned char>(text[i - 1]));
-    if (text.compare(i, 2, "//") == 0) i = blank(i, behind("\n", i));
-    else if (text.compare(i, 2, "/*") == 0) i = blank(i, behind("*/", i + 2));
+    if (text.compare(i, 2, "//") == 0)
+      i = blank(i, behind("\n", i));
+    else if (text.compare(i, 2, "/*") == 0)
+      i = blank(i, behind("*/", i + 2));
     else if (c == '#' && trim(text.substr(text.rfind('\n', i) + 1, i - text.rfind('\n', i) - 1)).empty())
       i = blank(i, behind("\n", i));
-    else if (text.compare(i, 3, "R\"(") == 0) i = blank(i, behind(")\"", i));
+    else if (text.compare(i, 3, "R\"(") == 0)
+      i = blank(i, behind(")\"", i));
     else if (c == '"' || (c == '\'' && !digit_before)) {
       size_t end = i + 1;
       while (end < text.size() && text[end] != c) end += text[end] == '\\' ? 2 : 1;
       i = blank(i, end + 1);
-    } else ++i;
+    } else
+      ++i;
   }
   return out;
 }
 
-struct Function { std::string name; size_t begin, end; };  // the body, braces included
+struct Function {
+  std::string name;
+  size_t begin, end;
+};  // the body, braces included
 
-// Functions of a masked text. What stands before a brace and has no parenthesis is a namespace, type or table.
+// Functions of a masked text. What stands before a brace and has no parenthesis is a namespace, type or
+// table.
 std::vector<Function> functions_of(const std::string& text) {
   std::vector<Function> found;
   size_t heading = 0;
@@ -118,7 +134,9 @@ std::vector<Function> functions_of(const std::string& text) {
     do depth += (text[end] == '{') - (text[end] == '}');
     while (depth > 0 && ++end < text.size());
     size_t first = parenthesis;
-    while (first > 0 && (isalnum(static_cast<unsigned char>(before[first - 1])) || strchr("_~:", before[first - 1]))) --first;
+    while (first > 0 &&
+           (isalnum(static_cast<unsigned char>(before[first - 1])) || strchr("_~:", before[first - 1])))
+      --first;
     found.push_back({before.substr(first, parenthesis - first), i, end + 1});
     i = end;
     heading = end + 1;
@@ -133,25 +151,33 @@ struct Token {
 };
 
 std::vector<Token> tokens_of(const std::string& text, size_t begin, size_t end) {
-  static const char* const long_signs[] = {"<<=", ">>=", "...", "<=>", "+=", "-=", "*=", "/=", "%=", "&=", "|=", "^=", "==",
-                                           "!=",  "<=",  ">=",  "&&",  "||", "++", "--", "->", "<<", ">>", "::"};
+  static const char* const long_signs[] = {
+      "<<=", ">>=", "...", "<=>", "+=", "-=", "*=", "/=", "%=", "&=", "|=", "^=",
+      "==",  "!=",  "<=",  ">=",  "&&", "||", "++", "--", "->", "<<", ">>", "::"};
   std::vector<Token> tokens;
   for (size_t i = begin; i < end;) {
     const auto byte = [&](size_t at) { return at < end ? static_cast<unsigned char>(text[at]) : 0; };
     size_t last = i + 1;
     Token::Kind kind = Token::sign;
-    if (isspace(byte(i))) { ++i; continue; }
+    if (isspace(byte(i))) {
+      ++i;
+      continue;
+    }
     if (isdigit(byte(i)) || (byte(i) == '.' && isdigit(byte(i + 1)))) {
       kind = Token::number;
       const bool hex = byte(i) == '0' && (byte(i + 1) | 32) == 'x';
       while (isalnum(byte(last)) || byte(last) == '.' || byte(last) == '\'' ||
-             (strchr("+-", byte(last)) && byte(last) && (byte(last - 1) | 32) == (hex ? 'p' : 'e'))) ++last;
+             (strchr("+-", byte(last)) && byte(last) && (byte(last - 1) | 32) == (hex ? 'p' : 'e')))
+        ++last;
     } else if (isalpha(byte(i)) || byte(i) == '_') {
       kind = Token::name;
       while (isalnum(byte(last)) || byte(last) == '_') ++last;
     } else {
       for (const char* sign : long_signs)
-        if (text.compare(i, strlen(sign), sign) == 0) { last = i + strlen(sign); break; }
+        if (text.compare(i, strlen(sign), sign) == 0) {
+          last = i + strlen(sign);
+          break;
+        }
     }
     tokens.push_back({kind, i, last, text.substr(i, last - i)});
     i = last;
@@ -159,13 +185,15 @@ std::vector<Token> tokens_of(const std::string& text, size_t begin, size_t end) 
   return tokens;
 }
 
-// -- mutants -----------------------------------------------------------------------------------------------------------
+// -- mutants
+// -----------------------------------------------------------------------------------------------------------
 
 struct Mutant {
   const Target* target;
   std::string function, kind;
   size_t begin, end;  // replaced bytes of the file
   std::string replacement;
+  size_t body;  // behind the brace that opens the function
   int line;
   std::string key;  // FILE FUNCTION | line | changed line
 };
@@ -179,22 +207,31 @@ class Finder {
   void each(Emit&& emit) {
     for (size_t i = 0; i < t_.size(); ++i) {
       const Token& t = t_[i];
-      const auto replace = [&](const char* kind, const std::string& by) { emit(kind, i, t.begin, t.end, by); };
-      if (const auto swap = swaps().find(t.text); swap != swaps().end()) replace(swap->second.first, swap->second.second);
+      const auto replace = [&](const char* kind, const std::string& by) {
+        emit(kind, i, t.begin, t.end, by);
+      };
+      if (const auto swap = swaps().find(t.text);
+          swap != swaps().end() && !is(i - 1, "<"))  // static_cast<double>: no
+        replace(swap->second.first, swap->second.second);
       if (t.text == "+=") emit("drop", i, t.begin, t.end, "=");
       if (binary(i)) {
         replace("sign", t.text == "+" ? "-" : t.text == "-" ? "+" : t.text == "*" ? "/" : "*");
         emit("drop", i, t.begin, t_[term_end(i)].end, "");
-      } else if (t.text == "-" && operand_starts(i + 1)) replace("sign", "");
+      } else if (t.text == "-" && operand_starts(i + 1))
+        replace("sign", "");
       if (comparison(i)) {
-        if (in_for(i)) emit("order", i, t.begin, t.begin, "+ 1 ");
-        else replace("order", t.text == "<" ? "<=" : ">=");
+        if (in_for(i))
+          emit("order", i, t.begin, t.begin, "+ 1 ");
+        else
+          replace("order", t.text == "<" ? "<=" : ">=");
       }
-      if (t.text == "[" && operand_ends(i - 1) && !(i > 1 && t_[i - 2].kind == Token::name && t_[i - 2].text != "return"))
+      if (t.text == "[" && operand_ends(i - 1) &&
+          !(i > 1 && t_[i - 2].kind == Token::name && t_[i - 2].text != "return"))
         if (const size_t close = closing(i); close > i + 1 && close < t_.size())
           emit("index", i, t_[i + 1].begin, t_[close - 1].end,
                "(" + text_.substr(t_[i + 1].begin, t_[close - 1].end - t_[i + 1].begin) + ") + 1");
-      if (t.kind == Token::number && !(is(i - 1, "[") && is(i + 1, "]")) && !(is(i - 1, "<") && !space_before(i)))
+      if (t.kind == Token::number && !(is(i - 1, "[") && is(i + 1, "]")) &&
+          !(is(i - 1, "<") && !space_before(i)))
         replace("constant", "(" + t.text + " + 1)");
     }
   }
@@ -202,26 +239,47 @@ class Finder {
  private:
   static const std::map<std::string, std::pair<const char*, const char*>>& swaps() {
     static const std::map<std::string, std::pair<const char*, const char*>> table = {
-        {"+=", {"sign", "-="}}, {"-=", {"sign", "+="}}, {"*=", {"sign", "/="}}, {"/=", {"sign", "*="}},
-        {"<=", {"order", "<"}}, {">=", {"order", ">"}}, {"==", {"order", "!="}}, {"!=", {"order", "=="}},
-        {"&&", {"order", "||"}}, {"||", {"order", "&&"}}, {"min", {"order", "max"}}, {"max", {"order", "min"}},
-        {"true", {"constant", "false"}}, {"false", {"constant", "true"}}, {"double", {"rounding", "float"}},
-        {"floor", {"rounding", "ceil"}}, {"ceil", {"rounding", "floor"}}, {"round", {"rounding", "floor"}},
-        {"lround", {"rounding", "floor"}}, {"llround", {"rounding", "floor"}}, {"nearbyint", {"rounding", "floor"}},
-        {"rint", {"rounding", "floor"}}, {"round_bf16", {"rounding", ""}}};
+        {"+=", {"sign", "-="}},
+        {"-=", {"sign", "+="}},
+        {"*=", {"sign", "/="}},
+        {"/=", {"sign", "*="}},
+        {"<=", {"order", "<"}},
+        {">=", {"order", ">"}},
+        {"==", {"order", "!="}},
+        {"!=", {"order", "=="}},
+        {"&&", {"order", "||"}},
+        {"||", {"order", "&&"}},
+        {"min", {"order", "max"}},
+        {"max", {"order", "min"}},
+        {"true", {"constant", "false"}},
+        {"false", {"constant", "true"}},
+        {"double", {"rounding", "float"}},
+        {"floor", {"rounding", "ceil"}},
+        {"ceil", {"rounding", "floor"}},
+        {"round", {"rounding", "floor"}},
+        {"lround", {"rounding", "floor"}},
+        {"llround", {"rounding", "floor"}},
+        {"nearbyint", {"rounding", "floor"}},
+        {"rint", {"rounding", "floor"}},
+        {"round_bf16", {"rounding", ""}}};
     return table;
   }
   bool is(size_t i, const char* sign) const { return i < t_.size() && t_[i].text == sign; }
   bool space_before(size_t i) const { return isspace(static_cast<unsigned char>(text_[t_[i].begin - 1])); }
-  bool spaced(size_t i) const { return space_before(i) && isspace(static_cast<unsigned char>(text_[t_[i].end])); }
+  bool spaced(size_t i) const {
+    return space_before(i) && isspace(static_cast<unsigned char>(text_[t_[i].end]));
+  }
   bool operand_ends(size_t i) const {
     return i < t_.size() && t_[i].text != "return" && (t_[i].kind != Token::sign || is(i, ")") || is(i, "]"));
   }
   bool operand_starts(size_t i) const {
-    return i < t_.size() && (t_[i].kind != Token::sign || is(i, "(") || is(i, "-") || is(i, "*") || is(i, "!"));
+    return i < t_.size() &&
+           (t_[i].kind != Token::sign || is(i, "(") || is(i, "-") || is(i, "*") || is(i, "!"));
   }
   bool binary(size_t i) const {
-    if (t_[i].text.size() != 1 || !strchr("+-*/", t_[i].text[0]) || !operand_ends(i - 1) || !operand_starts(i + 1)) return false;
+    if (t_[i].text.size() != 1 || !strchr("+-*/", t_[i].text[0]) || !operand_ends(i - 1) ||
+        !operand_starts(i + 1))
+      return false;
     return t_[i].text != "*" || spaced(i);  // `float* x` declares
   }
   bool comparison(size_t i) const { return (is(i, "<") || is(i, ">")) && spaced(i) && operand_ends(i - 1); }
@@ -275,18 +333,21 @@ std::vector<Mutant> mutants_of(const Target& target, const std::string& text) {
   std::map<std::pair<int, std::string>, std::vector<Mutant>> places;  // by line and kind
   for (const Function& function : functions_of(mask)) {
     if (!matches(function.name, target.functions)) continue;
-    Finder(mask, tokens_of(mask, function.begin, function.end)).each([&](const char* kind, size_t, size_t begin, size_t end,
-                                                                       const std::string& by) {
-      const std::string line = line_around(text, begin, begin);
-      const bool message = line.find("fail(") != line.npos || line.starts_with("static_assert") || line.starts_with("using ");
-      if (message || mask.substr(begin, end - begin).find('\n') != mask.npos) return;
-      std::string changed = text;
-      changed.replace(begin, end - begin, by);
-      Mutant m{&target, function.name, kind, begin, end, by, 0, ""};
-      m.line = 1 + static_cast<int>(std::count(text.begin(), text.begin() + static_cast<long>(begin), '\n'));
-      m.key = target.file + " " + function.name + " | " + line + " | " + line_around(changed, begin, begin);
-      places[{m.line, kind}].push_back(m);
-    });
+    Finder(mask, tokens_of(mask, function.begin, function.end))
+        .each([&](const char* kind, size_t, size_t begin, size_t end, const std::string& by) {
+          const std::string line = line_around(text, begin, begin);
+          const bool message = line.find("fail(") != line.npos || line.starts_with("static_assert") ||
+                               line.starts_with("using ");
+          if (message || mask.substr(begin, end - begin).find('\n') != mask.npos) return;
+          std::string changed = text;
+          changed.replace(begin, end - begin, by);
+          Mutant m{&target, function.name, kind, begin, end, by, function.begin + 1, 0, ""};
+          m.line =
+              1 + static_cast<int>(std::count(text.begin(), text.begin() + static_cast<long>(begin), '\n'));
+          m.key =
+              target.file + " " + function.name + " | " + line + " | " + line_around(changed, begin, begin);
+          places[{m.line, kind}].push_back(m);
+        });
   }
   std::vector<Mutant> chosen;
   for (auto& [place, candidates] : places) {
@@ -296,11 +357,14 @@ std::vector<Mutant> mutants_of(const Target& target, const std::string& text) {
   return chosen;
 }
 
-// -- running -----------------------------------------------------------------------------------------------------------
+// -- running
+// -----------------------------------------------------------------------------------------------------------
 
 const std::string root = "build/mutants/tree";
+const std::string everything = "*-Tree.*";  // a mutant may well be a line too long for Tree.Size
 
-pid_t start(std::vector<std::string> words, const std::vector<std::string>& environment, const std::string& log) {
+pid_t start(std::vector<std::string> words, const std::vector<std::string>& environment,
+            const std::string& log) {
   const pid_t pid = fork();
   if (pid != 0) {
     if (pid < 0) fail(Exit::machine, "cannot start %s: %s", words[0].c_str(), strerror(errno));
@@ -350,7 +414,8 @@ End wait_all(std::vector<pid_t> pids, double seconds) {
 std::string log_name(unsigned shard) { return fs::absolute(format("build/mutants/log.%u", shard)); }
 
 bool build() {
-  return wait_all({start({"make", "tests", "BUILD=build", "SAN=", "WERROR=", "V=", "CXXFLAGS=-O1 -g0 -w"}, {}, log_name(0))},
+  return wait_all({start({"make", "tests", "BUILD=build", "SAN=", "WERROR=", "V=", "CXXFLAGS=-O1 -g0 -w"}, {},
+                         log_name(0))},
                   1800) == End::good;
 }
 
@@ -359,7 +424,8 @@ End run_tests(const std::string& filter, double seconds) {
   std::vector<pid_t> pids;
   for (unsigned s = 0; s < shards; ++s)
     pids.push_back(start({"build/tests/all", "--gtest_fail_fast", "--gtest_filter=" + filter},
-                         {format("GTEST_TOTAL_SHARDS=%u", shards), format("GTEST_SHARD_INDEX=%u", s)}, log_name(s)));
+                         {format("GTEST_TOTAL_SHARDS=%u", shards), format("GTEST_SHARD_INDEX=%u", s)},
+                         log_name(s)));
   return wait_all(pids, seconds);
 }
 
@@ -372,7 +438,18 @@ std::string first_failure() {
   return "a crash";
 }
 
-// Makes the copy equal to the tree; files that are equal already keep their time, so nothing is rebuilt for them.
+// How many tests passed in the last run.
+int passed() {
+  int sum = 0;
+  for (unsigned s = 0; exists(log_name(s)); ++s) {
+    const std::string log = trim(read_file(log_name(s)));
+    sum += atoi(log.c_str() + log.rfind('\n', log.size() - 2) + 1);
+  }
+  return sum;
+}
+
+// Makes the copy equal to the tree; files that are equal already keep their time, so nothing is rebuilt for
+// them.
 void copy_tree() {
   std::set<std::string> kept;
   for (const char* top : {"kernels", "model", "sampling", "index", "train", "tools", "tests", "Makefile"}) {
@@ -391,17 +468,20 @@ void copy_tree() {
   }
   for (const auto& entry : fs::recursive_directory_iterator(root)) {
     const std::string path = entry.path();
-    if (entry.is_regular_file() && !kept.count(path) && !path.starts_with(root + "/build/") && path != root + "/quest")
+    if (entry.is_regular_file() && !kept.count(path) && !path.starts_with(root + "/build/") &&
+        path != root + "/quest")
       fs::remove(path);
   }
 }
 
-struct Tally { int killed = 0, surviving = 0, explained = 0, none = 0; };
+struct Tally {
+  int killed = 0, surviving = 0, explained = 0, none = 0;
+};
 
 struct Baseline {
-  double all;                            // seconds of the whole suite
-  std::map<std::string, double> some;    // by filter
-  std::string program;                   // SHA-256 of the unbroken test program
+  double all;                          // seconds of the whole suite
+  std::map<std::string, double> some;  // by filter
+  std::string program;                 // SHA-256 of the unbroken test program
 };
 
 Baseline measure(const std::vector<Target>& targets) {
@@ -413,26 +493,43 @@ Baseline measure(const std::vector<Target>& targets) {
     const double start_time = now_seconds();
     if (run_tests(target.tests, 1800) != End::good)
       fail(Exit::input, "the unbroken tests %s fail: %s", target.tests.c_str(), first_failure().c_str());
+    if (passed() == 0) fail(Exit::input, "tests/mutants.txt: no test passes as %s", target.tests.c_str());
     base.some[target.tests] = now_seconds() - start_time;
   }
   const double start_time = now_seconds();
-  if (run_tests("*", 3600) != End::good) fail(Exit::input, "the unbroken tests fail: %s", first_failure().c_str());
+  if (run_tests(everything, 3600) != End::good)
+    fail(Exit::input, "the unbroken tests fail: %s", first_failure().c_str());
   base.all = now_seconds() - start_time;
   return base;
 }
 
-void judge(const Mutant& m, const Baseline& base, const std::string& text, Tally& tally, const std::string& place) {
-  const std::string copy = root + "/" + m.target->file;
+// Builds the copy with the file's text; true when it compiles.
+bool build_with(const std::string& file, const std::string& text) {
+  write_file(root + "/" + file, text);
+  return build();
+}
+
+void judge(const Mutant& m, const Baseline& base, const std::string& text, Tally& tally,
+           const std::string& place) {
+  const auto unchanged = [&] { return sha256_file(root + "/build/tests/all") == base.program; };
   const double start_time = now_seconds();
-  std::string changed = text, verdict;
+  std::string changed = text, trap = text, verdict;
   changed.replace(m.begin, m.end - m.begin, m.replacement);
-  write_file(copy, changed);
-  if (!build()) ++tally.none, verdict = "does not compile";
-  else if (sha256_file(root + "/build/tests/all") == base.program) ++tally.explained, verdict = "the same machine code";
+  trap.insert(m.body, "__builtin_trap();");
+  End end = End::good;
+  if (!build_with(m.target->file, changed))
+    ++tally.none, verdict = "does not compile";
+  else if (unchanged() && (!build_with(m.target->file, trap) || !unchanged()))
+    ++tally.explained, verdict = "the same machine code";
   else {
-    End end = run_tests(m.target->tests, std::max(60.0, 10 * base.some.at(m.target->tests)));
-    if (end == End::good) end = run_tests("*-" + m.target->tests, std::max(60.0, 10 * base.all));
-    verdict = end == End::good ? "SURVIVED" : end == End::late ? "killed by the clock" : "killed by " + first_failure();
+    if (!unchanged()) {  // otherwise no test so much as contains the function
+      end = run_tests(m.target->tests, std::max(60.0, 10 * base.some.at(m.target->tests)));
+      if (end == End::good)
+        end = run_tests(everything + ":" + m.target->tests, std::max(60.0, 10 * base.all));
+    }
+    verdict = end == End::good   ? "SURVIVED"
+              : end == End::late ? "killed by the clock"
+                                 : "killed by " + first_failure();
     ++(end == End::good ? tally.surviving : tally.killed);
     if (end == End::good) printf("same %s ## why?\n", m.key.c_str()), fflush(stdout);
   }
@@ -447,13 +544,16 @@ int run(uint64_t seed, size_t count) {
   for (const Target& target : table.targets) {
     const std::string& text = texts[target.file] = read_file(target.file);
     const auto some = mutants_of(target, text);
-    if (some.empty()) fail(Exit::input, "tests/mutants.txt: no arithmetic in %s of %s", target.functions.c_str(), target.file.c_str());
+    if (some.empty())
+      fail(Exit::input, "tests/mutants.txt: no arithmetic in %s of %s", target.functions.c_str(),
+           target.file.c_str());
     mutants.insert(mutants.end(), some.begin(), some.end());
   }
   std::vector<size_t> order(mutants.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
   if (count != 0 && count < order.size()) {
-    std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return random_bits(seed, 0, a) < random_bits(seed, 0, b); });
+    std::sort(order.begin(), order.end(),
+              [&](size_t a, size_t b) { return random_bits(seed, 0, a) < random_bits(seed, 0, b); });
     order.resize(count);
     std::sort(order.begin(), order.end());  // file by file: what is rebuilt stays little
   }
@@ -473,7 +573,10 @@ int run(uint64_t seed, size_t count) {
   Tally tally;
   for (size_t i = 0; i < order.size(); ++i) {
     const Mutant& m = mutants[order[i]];
-    if (table.same.count(m.key)) { ++tally.explained; continue; }
+    if (table.same.count(m.key)) {
+      ++tally.explained;
+      continue;
+    }
     judge(m, base, texts[m.target->file], tally, format("[%zu/%zu]", i + 1, order.size()));
     if (i + 1 == order.size() || mutants[order[i + 1]].target->file != m.target->file)
       write_file(root + "/" + m.target->file, texts[m.target->file]);

@@ -1,5 +1,5 @@
-// tokenize MODEL.gguf: reads texts from stdin, each closed by a NUL byte, and writes the ids of each as one line.
-// For tests/peers/tokenizer.py.
+// tokenize MODEL.gguf: reads texts from stdin, each closed by a NUL byte, and writes the ids of each as one
+// line. For tests/peers/tokenizer.py.
 #include <cstdio>
 #include <iostream>
 #include <iterator>

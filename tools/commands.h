@@ -1,0 +1,15 @@
+// The commands of quest, one file each; main.cpp lists them.
+#pragma once
+#include "tools/options.h"
+
+namespace quest {
+
+Command data_import_command();
+Command data_debian_command();
+Command sample_command();
+Command train_command();
+Command eval_command();
+Command predict_command();
+Command info_command();
+
+}  // namespace quest

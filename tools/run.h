@@ -1,0 +1,16 @@
+// Run folders, as the commands read them.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "tools/options.h"
+#include "train/settings.h"
+
+namespace quest {
+
+std::vector<Option> job_options(Settings&);            // the table behind `quest train` and config.json
+Settings read_config(const std::string& folder);       // throws Error(input)
+std::string summary_of(const std::string& result);     // gains, recall, cost of a result.json, for people
+std::string newest_run();                              // of runs/ that has a result; throws Error(usage)
+
+}  // namespace quest

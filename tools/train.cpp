@@ -1,0 +1,150 @@
+// quest train: the main job. config.json is the dump of the table below.
+#include <simdjson.h>
+
+#include <cstdio>
+#include <ctime>
+#include <memory>
+
+#include "kernels/base/error.h"
+#include "kernels/base/json.h"
+#include "tools/commands.h"
+#include "tools/run.h"
+#include "train/job.h"
+
+namespace quest {
+
+std::vector<Option> job_options(Settings& s) {
+  return {
+      {"data", 'd', &s.data, "DIR", "dataset folder (quest data import); without it the default dataset"},
+      {"model", 'm', &s.model, "FILE", "GGUF of the llama architecture; without it SmolLM2-135M-Instruct"},
+      {"min-positives", 0, &s.min_positives, "N", "a label counts from so many training positives on"},
+      {"test-queries", 0, &s.test_queries, "N", "evaluate so many test queries, by hash; 0: all"},
+      {"ratio", 0, &s.ratio, "X", "share of the training pairs to draw", 0, 1},
+      {"pairs", 0, &s.pairs, "N", "draw at most so many; 0: no limit"},
+      {"validation", 0, &s.validation, "X", "share of the training queries held out", 0, 0.5},
+      {"length", 'L', &s.length, "N", "tokens of a text; the rest is cut", 1, 8192},
+      {"placement", 0, &s.placement, "suffix|prefix", "where the prompt stands: after or before the text"},
+      {"pooling", 0, &s.pooling, "last|mean", "what is the embedding: last row or mean of rows"},
+      {"prompt-rows", 'K', &s.prompt_rows, "K", "rows of the soft prompt", 1, 1024},
+      {"init", 0, &s.init, "TEXT", "text whose tokens the prompt starts from"},
+      {"centre", 0, &s.centre, "", "subtract the start prompt's mean embedding"},
+      {"epochs", 0, &s.epochs, "N", "times through the sample", 1, 1e6},
+      {"steps", 0, &s.steps, "N", "steps, instead of epochs; 0: epochs", 0, 1e9},
+      {"batch", 'B', &s.batch, "N", "pairs a step", 2, 1e6},
+      {"rate", 0, &s.rate, "X", "learning rate", 0, 10},
+      {"warmup", 0, &s.warmup, "X", "share of the steps with a rising rate", 0, 1},
+      {"temperature", 0, &s.temperature, "X", "of the contrastive loss", 1e-3, 10},
+      {"clip", 0, &s.clip, "X", "longest gradient; 0: no clipping", 0, 1e9},
+      {"decay", 0, &s.decay, "X", "weight decay", 0, 1},
+      {"symmetric", 0, &s.symmetric, "", "half of the loss from labels to queries"},
+      {"validate-every", 0, &s.validate_every, "N", "steps between two validations", 1, 1e9},
+      {"patience", 0, &s.patience, "N", "stop after so many validations without a better one", 1, 1e9},
+      {"sampler", 0, &s.sampler, "minhash|paper|uniform", "how training pairs are weighted"},
+      {"seed", 's', &s.seed, "N", "seed of the sample and of the order"},
+      {"precision", 0, &s.precision, "bf16|f32", "of matmul operands and stored activations"},
+      {"kernels", 0, &s.kernels, "PATH", "avx512bf16, avx512, avx2 or portable; without it the best"},
+      {"threads", 't', &s.threads, "N", "threads; 0: all", 0, 1024},
+      {"text-cache", 0, &s.text_cache, "SIZE", "keys and values of texts to keep, such as 4GiB; 0: none"},
+      {"rows", 0, &s.rows, "N", "tokens of one pass, about", 1, 1e6},
+      {"recompute", 0, &s.recompute, "", "keep only layer inputs for the backward pass"},
+  };
+}
+
+Settings read_config(const std::string& folder) {
+  const std::string path = folder + "/config.json";
+  const std::string text = read_file(path);
+  simdjson::dom::parser parser;
+  simdjson::dom::element json;
+  if (parser.parse(text).get(json))
+    fail(Exit::input, "%s: expected JSON, found something else; the run cannot be used", path.c_str());
+  Settings s;
+  read_options(json, job_options(s), path);
+  return s;
+}
+
+namespace {
+
+struct TrainOptions {
+  Settings settings;
+  std::string name, resume;
+  bool full = false, json = false;
+};
+
+std::string new_run_folder() {
+  const time_t now = time(nullptr);
+  char stamp[32];
+  tm parts{};
+  localtime_r(&now, &parts);
+  strftime(stamp, sizeof stamp, "%Y%m%d-%H%M%S", &parts);
+  std::string folder = std::string("runs/") + stamp;
+  for (int i = 2; exists(folder); ++i) folder = std::string("runs/") + stamp + "-" + std::to_string(i);
+  return folder;
+}
+
+int train(TrainOptions& o) {
+  Interrupt interrupt;
+  const bool resumed = !o.resume.empty();
+  const std::string folder = resumed ? o.resume : o.name.empty() ? new_run_folder() : "runs/" + o.name;
+  if (resumed) o.settings = read_config(folder);
+  if (!resumed && exists(folder + "/config.json"))
+    fail(Exit::usage, "%s: exists already; choose another --name, or go on with --resume %s", folder.c_str(),
+         folder.c_str());
+  if (!resumed && o.settings.data.empty() && !o.full) {  // the default job, of a fixed size
+    if (o.settings.min_positives == 1) o.settings.min_positives = 2;
+    if (o.settings.test_queries == 0) o.settings.test_queries = 1000;
+  }
+  JsonWriter config;
+  config.object();
+  write_options(config, job_options(o.settings));
+  fprintf(stderr, "run: %s\n", folder.c_str());
+  std::string table;
+  const std::string result = run_job(o.settings, folder, config.end().text() + "\n", interrupt, table);
+  if (result.empty()) {
+    fprintf(stderr, "stopped; go on with: quest train --resume %s\n", folder.c_str());
+    return 130;
+  }
+  printf("%s", o.json ? result.c_str() : (table + summary_of(result)).c_str());
+  fprintf(stderr, "all results: %s/result.json; try: quest predict \"a text\"\n", folder.c_str());
+  return 0;
+}
+
+}  // namespace
+
+std::string summary_of(const std::string& result) {
+  simdjson::dom::parser parser;
+  simdjson::dom::element j;
+  if (parser.parse(result).get(j)) return "";
+  const auto number = [&](const char* path) {
+    double x = 0;
+    return j.at_pointer(path).get(x) ? 0 : x;
+  };
+  std::string out = "\n";
+  for (const char* m : {"P@1", "R@10"}) {
+    const std::string at = std::string("/gain/") + m;
+    out +=
+        format("gain of training in %s: %+.1f, 95%% interval %+.1f to %+.1f\n", m,
+               number((at + "/mean").c_str()), number((at + "/low").c_str()), number((at + "/high").c_str()));
+  }
+  return out + format("HNSW recall %.1f%% at ef %.0f, %.0f queries/s; %.1f TFLOP in %.0f s\n",
+                      number("/hnsw_recall"), number("/hnsw_ef"), number("/seconds/hnsw_queries_per_second"),
+                      number("/tflop/total"), number("/seconds/total"));
+}
+
+Command train_command() {
+  const auto o = std::make_shared<TrainOptions>();
+  std::vector<Option> options = job_options(o->settings);
+  options.push_back({"name", 'n', &o->name, "NAME", "run folder runs/NAME; without it the date and time"});
+  options.push_back({"resume", 0, &o->resume, "RUN", "go on with this run folder; its config.json decides"});
+  options.push_back({"full", 0, &o->full, "", "the default dataset with all labels and test queries"});
+  options.push_back({"json", 0, &o->json, "", "print result.json"});
+  return {.name = "train",
+          .summary = "the main job: sample, train a prompt, index the labels, evaluate",
+          .examples =
+              "  quest train                                  default model and dataset\n"
+              "  quest train --data mine --name first\n"
+              "  quest train --resume runs/first\n",
+          .options = std::move(options),
+          .run = [o](const std::vector<std::string>&) { return train(*o); }};
+}
+
+}  // namespace quest
