@@ -27,9 +27,9 @@ inline float dot(const float* a, const float* b, int64_t n) {
   return sum[0];
 }
 
-// The k labels of largest inner product (cosine, for unit vectors), ties by lower label. Left out are labels with
-// allowed[label] == 0 (empty: none) and those whose score is NaN. Same bits for any number of threads. progress
-// counts queries. Throws Error(input) when the widths differ.
+// The k labels of largest inner product (cosine, for unit vectors), ties by lower label. Left out are labels
+// with allowed[label] == 0 (empty: none) and those whose score is NaN. Same bits for any number of threads.
+// progress counts queries. Throws Error(input) when the widths differ.
 Ranked exact_top_k(Vectors queries, Vectors labels, std::span<const uint8_t> allowed, int64_t k, Threads&,
                    Progress* progress = nullptr);
 

@@ -122,7 +122,7 @@ static void check_links(const hnswlib::HierarchicalNSW<float>& g, const Sidecar&
         expect(list[j] < s.count && levels[list[j]] >= level, path, "links to elements of the link's level");
     }
   }
-  if (s.count > 0) expect(s.entry < s.count && levels[s.entry] == s.top_level, path, "an entry on the top level");
+  if (s.count > 0) expect(s.entry < s.count && levels[s.entry] == s.top_level, path, "an entry of top level");
 }
 
 Hnsw::Hnsw(const std::string& path, int64_t labels, int64_t width) try {

@@ -25,8 +25,8 @@ class Hnsw {
   // Writes PATH, the graph, and PATH.meta, the sidecar.
   void save(const std::string& path) const;
 
-  // The k nearest labels it finds, in the order and with the scores of exact_top_k, to the bit, for any number of
-  // threads. Throws Error(input) for another width, Error(machine) when memory runs out.
+  // The k nearest labels it finds, in the order and with the scores of exact_top_k, to the bit, for any
+  // number of threads. Throws Error(input) for another width, Error(machine) when memory runs out.
   Ranked search(Vectors queries, int64_t k, Threads&) const;
 
  private:

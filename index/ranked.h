@@ -19,7 +19,8 @@ struct Ranked {
   std::span<const int32_t> row(int64_t query) const { return {ids.data() + query * k, size_t(k)}; }
 };
 
-// Sparse rows (CSR) owned by somebody else: row i is columns[offsets[i] .. offsets[i + 1]), ascending, distinct.
+// Sparse rows (CSR) owned by somebody else: row i is columns[offsets[i] .. offsets[i + 1]), ascending,
+// distinct.
 struct SparseRows {
   std::span<const int64_t> offsets;  // [rows + 1]
   std::span<const int32_t> columns;

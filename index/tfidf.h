@@ -1,5 +1,5 @@
-// The baseline beside every result: TF-IDF, in four ways. Words are \w+ in lower case; a word that stands in n of
-// N texts weighs (1 + ln count)(ln((1 + N) / (1 + n)) + 1), nothing where n is 1; vectors have length 1.
+// The baseline beside every result: TF-IDF, in four ways. Words are \w+ in lower case; a word that stands in
+// n of N texts weighs (1 + ln count)(ln((1 + N) / (1 + n)) + 1), nothing where n is 1; vectors have length 1.
 #pragma once
 #include <array>
 #include <functional>
@@ -40,13 +40,13 @@ class Tfidf {
   };
   static constexpr std::array<const char*, 4> names = {"label_text", "centroid", "neighbours", "z_sum"};
 
-  // Fits the words on training queries and labels together. training: the labels of each training query, columns
-  // in [0, labels); must outlive the object.
+  // Fits the words on training queries and labels together. training: the labels of each training query,
+  // columns in [0, labels); must outlive the object.
   Tfidf(const TextOf& queries, SparseRows training, const TextOf& label_texts, int64_t labels);
 
-  // The lists of each method, without labels of score 0 (z_sum: without those outside the union). Dropped before
-  // ranking: own[query] (-1 or empty: none) and labels with allowed[label] == 0 (empty: none). Same bits for any
-  // number of threads. progress counts queries.
+  // The lists of each method, without labels of score 0 (z_sum: without those outside the union). Dropped
+  // before ranking: own[query] (-1 or empty: none) and labels with allowed[label] == 0 (empty: none). Same
+  // bits for any number of threads. progress counts queries.
   std::array<Ranked, 4> rank(const TextOf& text, int64_t queries, std::span<const int32_t> own,
                              std::span<const uint8_t> allowed, int64_t k, Threads&, Progress* = nullptr);
 

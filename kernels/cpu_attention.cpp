@@ -15,11 +15,7 @@ namespace {
 struct Sizes {
   int64_t D, share, keys, width, seen;  // head size, heads per kv head, G*D, 2*G*D, rows of the longest group
   Sizes(Heads h, const Group* groups, int64_t n)
-      : D(h.size),
-        share(h.heads / h.kv_heads),
-        keys(h.kv_heads * h.size),
-        width(2 * keys),
-        seen(0) {
+      : D(h.size), share(h.heads / h.kv_heads), keys(h.kv_heads * h.size), width(2 * keys), seen(0) {
     for (int64_t g = 0; g < n; ++g) {
       const int64_t rows = groups[g].context.rows + groups[g].rows;
       seen = rows > seen ? rows : seen;

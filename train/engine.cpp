@@ -8,6 +8,19 @@
 
 namespace quest {
 
+Interrupt::Interrupt() {
+  sigemptyset(&signals_);
+  sigaddset(&signals_, SIGINT);
+  sigaddset(&signals_, SIGTERM);
+  sigprocmask(SIG_BLOCK, &signals_, nullptr);
+}
+
+bool Interrupt::requested() {
+  const timespec now{0, 0};
+  if (sigtimedwait(&signals_, nullptr, &now) > 0) seen_ = true;
+  return seen_;
+}
+
 Engine::Engine(const Settings& s)
     : threads(static_cast<int>(s.threads)),
       arena(available_memory()),
@@ -76,6 +89,7 @@ TextCache::TextCache(Engine& engine, const Corpus& corpus, int64_t limit) : corp
     const int64_t tokens =
         corpus.offsets[static_cast<size_t>(end)] - corpus.offsets[static_cast<size_t>(first)];
     const int64_t bytes = tokens * row * m.layers;
+    engine.stop_if_asked();
     const size_t mark = engine.arena.used();
     const KeyValues store{engine.arena.array<std::byte>(bytes), tokens * row, tokens};
     text_pass(encoder, texts.data() + first, count, store, rows_of(view_of(last_, m.width), first, count),

@@ -1,5 +1,6 @@
 // Model, tokeniser, op table, threads and arena of one process, and how texts become embeddings with them.
 #pragma once
+#include <csignal>
 #include <memory>
 #include <span>
 #include <vector>
@@ -12,6 +13,18 @@
 #include "train/settings.h"
 
 namespace quest {
+
+// Ctrl-C (and SIGTERM) as a question to ask between two pieces of work. Made before the first thread.
+class Interrupt {
+ public:
+  Interrupt();
+  bool requested();
+
+ private:
+  sigset_t signals_;
+  bool seen_ = false;
+};
+struct Stopped {};  // thrown between two pieces of work that a later --resume does again
 
 struct Engine {
   explicit Engine(const Settings&);  // loads the model; throws Error
@@ -28,6 +41,11 @@ struct Engine {
   int64_t rows;  // tokens of one pass
 
   Encoder encoder(Placement, Pooling, View prompt) const;
+
+  Interrupt* interrupt = nullptr;
+  void stop_if_asked() const {
+    if (interrupt && interrupt->requested()) throw Stopped{};
+  }
 };
 
 // The distinct texts of a job, as tokens.

@@ -26,10 +26,10 @@ struct Scores {
   Metrics filtered, raw;  // without the query's own label; with it
 };
 
-Scores score(const std::string& name, const Ranked& lists, const Truth& truth,
-             const std::vector<int32_t>& own, const Selection& s, int64_t training_queries) {
-  return {name, evaluate(drop_own(lists, own, depth), truth.view(), s.counts, training_queries),
-          evaluate(lists, truth.view(), s.counts, training_queries)};
+Scores score(const std::string& name, const Ranked& filtered, const Ranked& raw, const Truth& truth,
+             const Selection& s, int64_t training_queries) {
+  return {name, evaluate(filtered, truth.view(), s.counts, training_queries),
+          evaluate(raw, truth.view(), s.counts, training_queries)};
 }
 
 double objective(const Metrics& m) { return m.percent[6]; }  // R@10 decides between variants, on validation
@@ -126,13 +126,15 @@ void Job::baselines() {
     const Truth truth = truth_of(data_.train, training, selection_);
     Tfidf tfidf(text_of(data_.train.texts, training), truth.view(), text_of(data_.labels, selection_.labels),
                 n);
-    const auto lists =
-        tfidf.rank(text_of(to.split.texts, to.queries), static_cast<int64_t>(to.queries.size()), {}, {},
-                   depth + 1, engine_.threads);
+    const auto lists = [&](std::span<const int32_t> own) {
+      const auto count = static_cast<int64_t>(to.queries.size());
+      return tfidf.rank(text_of(to.split.texts, to.queries), count, own, {}, depth, engine_.threads);
+    };
+    const auto filtered = lists(to.own), raw = lists({});
     std::vector<Scores> scores;
-    for (size_t i = 0; i < lists.size(); ++i)
+    for (size_t i = 0; i < raw.size(); ++i)
       scores.push_back(
-          score(Tfidf::names[i], lists[i], to.truth, to.own, selection_, data_.train.texts.size()));
+          score(Tfidf::names[i], filtered[i], raw[i], to.truth, selection_, data_.train.texts.size()));
     return scores;
   };
   fprintf(stderr, "TF-IDF: four baselines over %zu training queries and %lld labels\n",
@@ -245,7 +247,8 @@ Scores Job::score_embeddings(const std::string& name, const Side& s, const std::
   const int64_t d = engine_.model->width;
   const Vectors q{queries.data(), static_cast<int64_t>(s.queries.size()), d};
   const Vectors l{labels.data(), static_cast<int64_t>(selection_.labels.size()), d};
-  return score(name, exact_top_k(q, l, {}, depth + 1, engine_.threads), s.truth, s.own, selection_,
+  const Ranked lists = exact_top_k(q, l, {}, depth + 1, engine_.threads);
+  return score(name, drop_own(lists, s.own, depth), drop_own(lists, {}, depth), s.truth, selection_,
                data_.train.texts.size());
 }
 
@@ -389,6 +392,7 @@ std::string Job::result(const Trainer& trainer) {
 
 std::string Job::run(const std::string& config, Interrupt& interrupt, std::string& table) {
   if (!exists(folder_ + "/config.json")) write_file(folder_ + "/config.json", config);
+  engine_.interrupt = &interrupt;
   sample();
   collect_texts();
   announce();
@@ -397,12 +401,10 @@ std::string Job::run(const std::string& config, Interrupt& interrupt, std::strin
   text_pass();
   Trainer trainer(engine_, settings_, data_, selection_, texts_,
                   settings_.placement == "suffix" ? cache_.get() : nullptr, pairs_, folder_);
-  if (interrupt.requested()) return "";
   if (!trainer.resume()) trainer.start();
   if (!trainer.run(interrupt)) return "";
   phases_.end("training", trainer.state.flops);
   choose_untrained(trainer);
-  if (interrupt.requested()) return "";
   evaluate_trained(trainer);
   const std::string text = result(trainer);
   write_file(folder_ + "/result.json", text);
@@ -434,7 +436,11 @@ Dataset open_job_data(const Settings& settings) {
 std::string run_job(const Settings& settings, const std::string& folder, const std::string& config,
                     Interrupt& interrupt, std::string& table) {
   make_folders(folder);
-  return Job(settings, folder).run(config, interrupt, table);
+  try {
+    return Job(settings, folder).run(config, interrupt, table);
+  } catch (const Stopped&) {
+    return "";
+  }
 }
 
 }  // namespace quest

@@ -64,19 +64,6 @@ void cut_metrics(const std::string& path, int64_t steps) {
 
 }  // namespace
 
-Interrupt::Interrupt() {
-  sigemptyset(&signals_);
-  sigaddset(&signals_, SIGINT);
-  sigaddset(&signals_, SIGTERM);
-  sigprocmask(SIG_BLOCK, &signals_, nullptr);
-}
-
-bool Interrupt::requested() {
-  const timespec now{0, 0};
-  if (sigtimedwait(&signals_, nullptr, &now) > 0) seen_ = true;
-  return seen_;
-}
-
 Trainer::Trainer(Engine& engine, const Settings& settings, const Dataset& data, const Selection& selection,
                  const JobTexts& job, const TextCache* cache, const std::vector<DrawnPair>& pairs,
                  std::string folder)
@@ -124,6 +111,7 @@ std::vector<Text> Trainer::texts(const std::vector<int32_t>& numbers) const {
 
 std::vector<float> Trainer::embed(const std::vector<float>& prompt, const std::vector<int32_t>& numbers,
                                   const char* label) {
+  engine_.stop_if_asked();
   return embed_all(engine_, encoder(prompt), texts(numbers), mean(), label);
 }
 
@@ -184,8 +172,8 @@ double Trainer::validate(const std::vector<float>& prompt) {
   std::vector<int32_t> own = own_labels(data_.train, selection_.validation, selection_);
   for (int32_t& l : own) l = l < 0 ? -1 : number[static_cast<size_t>(l)];
   const int64_t d = engine_.model->width;
-  const auto q = embed(prompt, job_.of_validation, "validation queries"),
-             l = embed(prompt, label_texts, "validation labels");
+  const auto q = embed_all(engine_, encoder(prompt), texts(job_.of_validation), mean(), "validation queries"),
+             l = embed_all(engine_, encoder(prompt), texts(label_texts), mean(), "validation labels");
   const Vectors queries{q.data(), static_cast<int64_t>(job_.of_validation.size()), d};
   const Vectors labels{l.data(), static_cast<int64_t>(label_texts.size()), d};
   const Ranked lists = drop_own(exact_top_k(queries, labels, {}, 101, engine_.threads), own, 100);

@@ -1,7 +1,6 @@
 // The training loop: batches of sampled pairs, AdamW on the prompt, early stopping on held-out queries,
 // checkpoints.
 #pragma once
-#include <csignal>
 #include <string>
 #include <vector>
 
@@ -11,17 +10,6 @@
 #include "train/step.h"
 
 namespace quest {
-
-// Ctrl-C (and SIGTERM) as a question to ask between two steps. Made before the first thread.
-class Interrupt {
- public:
-  Interrupt();
-  bool requested();
-
- private:
-  sigset_t signals_;
-  bool seen_ = false;
-};
 
 // The distinct texts of a job and who reads them.
 struct JobTexts {

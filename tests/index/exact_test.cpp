@@ -14,7 +14,7 @@ namespace {
 
 std::vector<float> random_vectors(int64_t count, int64_t width, uint64_t seed) {
   std::vector<float> v;
-  for (int64_t i = 0; i < count * width; ++i) v.push_back(static_cast<float>(random_uniform(seed, 0, i) - 0.5));
+  for (int64_t i = 0; i < count * width; ++i) v.push_back(float(random_uniform(seed, 0, i)) - 0.5f);
   return v;
 }
 
@@ -34,7 +34,8 @@ TEST(Exact, EqualsASortedScanAtAwkwardSizes) {
       for (const int64_t labels : {1, 2, 63, 64, 65, 131})
         for (const int64_t k : {1, 3, 100}) {
           const auto q = random_vectors(queries, width, 3), l = random_vectors(labels, width, 4);
-          const Ranked lists = exact_top_k({q.data(), queries, width}, {l.data(), labels, width}, {}, k, threads);
+          const Vectors left{q.data(), queries, width}, right{l.data(), labels, width};
+          const Ranked lists = exact_top_k(left, right, {}, k, threads);
           ASSERT_EQ(lists.queries, queries);
           ASSERT_EQ(lists.k, k);
           for (int64_t i = 0; i < queries; ++i) {

@@ -24,7 +24,7 @@ std::vector<float> clustered(int64_t count, int64_t width, uint64_t seed) {
   for (int64_t i = 0; i < count; ++i) {
     float* row = v.data() + i * width;
     for (int64_t j = 0; j < width; ++j)
-      row[j] = static_cast<float>(random_uniform(1, i % 40, j) - 0.5 + 0.5 * (random_uniform(seed, i, j) - 0.5));
+      row[j] = float(random_uniform(1, i % 40, j) + 0.5 * random_uniform(seed, i, j) - 0.75);
     const float length = std::sqrt(dot(row, row, width));
     for (int64_t j = 0; j < width; ++j) row[j] /= length;
   }
@@ -47,7 +47,8 @@ class HnswTest : public testing::Test {
   }
 
   // Changes bytes of a saved graph and sidecar (the hash is made right again), and loads them.
-  Exit load_changed(const std::function<void(std::string& graph, std::string& sidecar)>& change, bool rehash = true) {
+  using Change = std::function<void(std::string& graph, std::string& sidecar)>;
+  Exit load_changed(const Change& change, bool rehash = true) {
     const std::string file = path("changed");
     if (graph_.empty()) {
       Hnsw(vectors(labels_), {}).save(file);
@@ -91,7 +92,8 @@ TEST_F(HnswTest, FindsWhatTheExactScanFinds) {
     for (int64_t j = 0; j < 10; ++j) {
       const int64_t at = q * 10 + j;
       ASSERT_GE(found.ids[at], 0);
-      EXPECT_EQ(found.scores[at], dot(queries_.data() + q * width, labels_.data() + found.ids[at] * width, width));
+      const float* label = labels_.data() + found.ids[at] * width;
+      EXPECT_EQ(found.scores[at], dot(queries_.data() + q * width, label, width));
       if (j > 0) {
         EXPECT_TRUE(found.scores[at - 1] >= found.scores[at]);
       }
@@ -112,7 +114,8 @@ TEST_F(HnswTest, TwoBuildsAreIdenticalAndLoadAsSaved) {
   EXPECT_EQ(read_file(path("a")), read_file(path("b")));
   EXPECT_EQ(read_file(path("a.meta")), read_file(path("b.meta")));
   const Hnsw loaded(path("a"), count, width);
-  const Ranked x = built.search(vectors(queries_), 7, threads_), y = loaded.search(vectors(queries_), 7, threads_);
+  const Ranked x = built.search(vectors(queries_), 7, threads_);
+  const Ranked y = loaded.search(vectors(queries_), 7, threads_);
   EXPECT_EQ(x.ids, y.ids);
   EXPECT_EQ(x.scores, y.scores);
   loaded.save(path("c"));
@@ -158,10 +161,10 @@ TEST_F(HnswTest, RefusesEveryDamage) {
   EXPECT_EQ(load_changed(unchanged), Exit::usage) << "an unchanged index must load";
   const size_t graph_size = graph_.size();
   for (const size_t at : {size_t{0}, size_t{200}, graph_size / 2, graph_size - 1})
-    EXPECT_EQ(load_changed([&](std::string& graph, std::string&) { graph[at] ^= 1; }, false), Exit::input) << at;
+    EXPECT_EQ(load_changed([&](std::string& g, std::string&) { g[at] ^= 1; }, false), Exit::input) << at;
   for (size_t at = 0; at < 24 + 40; ++at)  // all of the sidecar before the levels
     EXPECT_EQ(load_changed([&](std::string&, std::string& sidecar) { sidecar[at] ^= 1; }), Exit::input) << at;
-  const std::pair<const char*, std::function<void(std::string&, std::string&)>> damages[] = {
+  const std::pair<const char*, Change> damages[] = {
       {"truncated graph", [](std::string& g, std::string&) { g.resize(g.size() - 1); }},
       {"graph of a byte", [](std::string& g, std::string&) { g.resize(1); }},
       {"empty graph", [](std::string& g, std::string&) { g.clear(); }},
@@ -182,11 +185,11 @@ TEST_F(HnswTest, RefusesEveryDamage) {
          ASSERT_EQ(level, 0);
          put<uint32_t>(s, entry_at, 0);
        }},
-      {"link to nothing", [](std::string& g, std::string&) { put<uint32_t>(g, 5 * element_bytes + 4, count); }},
+      {"link to nothing", [](auto& g, auto&) { put<uint32_t>(g, 5 * element_bytes + 4, count); }},
       {"too many links", [](std::string& g, std::string&) { put<uint32_t>(g, 5 * element_bytes, 33); }},
       {"delete mark", [](std::string& g, std::string&) { g[5 * element_bytes + 2] = 1; }},
       {"label twice", [](std::string& g, std::string&) { put<uint64_t>(g, 6 * element_bytes - 8, 4); }},
-      {"label out of range", [](std::string& g, std::string&) { put<uint64_t>(g, count * element_bytes - 8, count); }},
+      {"label out of range", [](auto& g, auto&) { put<uint64_t>(g, count * element_bytes - 8, count); }},
       {"negative label", [](std::string& g, std::string&) { put<int64_t>(g, element_bytes - 8, -1); }},
       {"negative level", [](std::string& g, std::string&) { put<int32_t>(g, count * element_bytes, -1); }},
       {"huge level", [](std::string& g, std::string&) { put<int32_t>(g, count * element_bytes, 1 << 30); }}};

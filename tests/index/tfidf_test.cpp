@@ -39,7 +39,8 @@ TEST(Tfidf, ByHand) {
   training.add({1});
   Tfidf tfidf(text_of(queries), training.rows(), text_of(labels), 3);
   Threads threads(1);
-  const auto lists = tfidf.rank([](int64_t) { return std::string("apple unknown plum"); }, 1, {}, {}, 3, threads);
+  const Texts test = {"apple unknown plum"};
+  const auto lists = tfidf.rank(text_of(test), 1, {}, {}, 3, threads);
   // Five texts: apple in 2, pear in 3, plum in 2; "rare" stands in one and is no word.
   const double two = std::log(6.0 / 3) + 1, three = std::log(6.0 / 4) + 1, twice = 1 + std::log(2.0);
   const double q = 1 / std::sqrt(2.0);  // both words of the query weigh the same
@@ -47,7 +48,8 @@ TEST(Tfidf, ByHand) {
   EXPECT_EQ(lists[Tfidf::label_text].ids, (std::vector<int32_t>{0, 1, -1}));
   EXPECT_TRUE(std::abs(lists[Tfidf::label_text].scores[0] - q) <= 1e-6);
   EXPECT_TRUE(std::abs(lists[Tfidf::label_text].scores[1] - q * plum) <= 1e-6);
-  const double first = q * twice * two / std::hypot(twice * two, three), second = q * two / std::hypot(two, three);
+  const double first = q * twice * two / std::hypot(twice * two, three);
+  const double second = q * two / std::hypot(two, three);
   EXPECT_EQ(lists[Tfidf::centroid].ids, (std::vector<int32_t>{0, 2, 1}));
   EXPECT_TRUE(std::abs(lists[Tfidf::centroid].scores[0] - first) <= 1e-6);
   EXPECT_TRUE(std::abs(lists[Tfidf::centroid].scores[2] - second) <= 1e-6);
@@ -56,14 +58,14 @@ TEST(Tfidf, ByHand) {
   EXPECT_TRUE(std::abs(lists[Tfidf::neighbours].scores[2] - std::pow(second, 4)) <= 1e-6);
   const auto z = [](double x, double a, double b, double c) {
     const double mean = (a + b + c) / 3;
-    return (x - mean) / std::sqrt(((a - mean) * (a - mean) + (b - mean) * (b - mean) + (c - mean) * (c - mean)) / 3);
+    const double variance = (std::pow(a - mean, 2) + std::pow(b - mean, 2) + std::pow(c - mean, 2)) / 3;
+    return (x - mean) / std::sqrt(variance);
   };
   const double f4 = std::pow(first, 4), s4 = std::pow(second, 4);
   EXPECT_EQ(lists[Tfidf::z_sum].ids, (std::vector<int32_t>{0, 2, 1}));
-  EXPECT_TRUE(std::abs(lists[Tfidf::z_sum].scores[0] - (z(q, q, q * plum, 0) + z(first, first, first, second) +
-                                                         z(f4, f4, f4, s4))) <= 1e-5);
-  EXPECT_TRUE(std::abs(lists[Tfidf::z_sum].scores[1] - (z(0, q, q * plum, 0) + z(first, first, first, second) +
-                                                         z(f4, f4, f4, s4))) <= 1e-5);
+  const double by_queries = z(first, first, first, second) + z(f4, f4, f4, s4);
+  EXPECT_TRUE(std::abs(lists[Tfidf::z_sum].scores[0] - (z(q, q, q * plum, 0) + by_queries)) <= 1e-5);
+  EXPECT_TRUE(std::abs(lists[Tfidf::z_sum].scores[1] - (z(0, q, q * plum, 0) + by_queries)) <= 1e-5);
 }
 
 // The same in maps of double, from the formulas alone.
@@ -129,7 +131,8 @@ void expect_list(const Ranked& lists, int64_t query, std::vector<std::pair<doubl
       continue;
     }
     EXPECT_TRUE(std::abs(lists.scores[at] - expected[j].first) <= 2e-5)
-        << method << " query " << query << " rank " << j << ": " << lists.scores[at] << ", " << expected[j].first;
+        << method << ", query " << query << ", rank " << j << ": " << lists.scores[at] << ", expected "
+        << expected[j].first;
     const bool known = std::any_of(expected.begin(), expected.end(), [&](auto& e) {
       return e.second == lists.ids[at] && std::abs(e.first - lists.scores[at]) <= 2e-5;
     });
@@ -139,7 +142,8 @@ void expect_list(const Ranked& lists, int64_t query, std::vector<std::pair<doubl
 
 TEST(Tfidf, EqualsTheFormulasWithFilters) {
   const int labels = 45, k = 12;
-  const Texts queries = random_texts(130, 1), label_texts = random_texts(labels, 2), tests = random_texts(20, 3);
+  const Texts queries = random_texts(130, 1), tests = random_texts(20, 3);
+  const Texts label_texts = random_texts(labels, 2);
   Training training;
   for (size_t i = 0; i < queries.size(); ++i) {
     std::set<int32_t> some;
@@ -149,7 +153,8 @@ TEST(Tfidf, EqualsTheFormulasWithFilters) {
   }
   std::vector<int32_t> own;
   std::vector<uint8_t> allowed;
-  for (size_t i = 0; i < tests.size(); ++i) own.push_back(static_cast<int32_t>(i % 4 ? random_bits(5, i, 0) % labels : -1));
+  for (size_t i = 0; i < tests.size(); ++i)
+    own.push_back(i % 4 ? int32_t(random_bits(5, i, 0) % labels) : -1);
   for (int l = 0; l < labels; ++l) allowed.push_back(l % 7 != 3);
   Tfidf tfidf(text_of(queries), training.rows(), text_of(label_texts), labels);
   Threads threads(2);
@@ -191,7 +196,7 @@ TEST(Tfidf, EqualsTheFormulasWithFilters) {
     for (const auto& s : score) {
       double mean = 0, variance = 0;
       for (const int32_t l : listed) mean += s[l] / static_cast<double>(listed.size());
-      for (const int32_t l : listed) variance += std::pow(s[l] - mean, 2) / static_cast<double>(listed.size());
+      for (const int32_t l : listed) variance += std::pow(s[l] - mean, 2) / double(listed.size());
       for (auto& [sum, l] : z) sum += variance > 0 ? (s[l] - mean) / std::sqrt(variance) : 0;
     }
     expect_list(lists[3], static_cast<int64_t>(t), z, "z_sum");
@@ -277,8 +282,8 @@ TEST(Tfidf, EqualsScikitLearnOnFoldoc) {
     const Metrics metrics = evaluate(lists[m], test.labels.rows(), counts, 1000);
     for (int i = 0; i < 5; ++i)
       EXPECT_TRUE(std::abs(metrics.percent[shown[i]] - expected[m][i]) <= 0.3)
-          << Tfidf::names[m] << " " << metric_names[shown[i]] << ": " << metrics.percent[shown[i]] << ", expected "
-          << expected[m][i];
+          << Tfidf::names[m] << " " << metric_names[shown[i]] << ": " << metrics.percent[shown[i]]
+          << ", expected " << expected[m][i];
     best = std::max(best, metrics.percent[0]);
   }
   EXPECT_TRUE(evaluate(lists[3], test.labels.rows(), counts, 1000).percent[0] > best);

@@ -47,10 +47,34 @@ bool has_nan(Matrix& m, int64_t row) {
   return false;
 }
 
+// What stands beside the rows of a matrix: NaN in check.h; here numbers meanwhile, since an op that goes one
+// entry too far would write a NaN that it has read, which looks untouched.
+constexpr std::byte nan_byte{0xff}, number_byte{0x3f};
+
+bool change_padding(Matrix& m, std::byte from, std::byte to) {
+  bool intact = true;
+  const View v = m.view();
+  for (int64_t i = -1; i <= m.rows(); ++i) {
+    auto* row = static_cast<std::byte*>(row_pointer(v, i));
+    for (int64_t at = i < 0 || i == m.rows() ? 0 : row_bytes(v.type, v.cols);
+         at < row_bytes(v.type, v.stride); ++at) {
+      intact = intact && row[at] == from;
+      row[at] = to;
+    }
+  }
+  return intact;
+}
+void number_padding(Matrix& m) { EXPECT_TRUE(change_padding(m, nan_byte, number_byte)); }
+void expect_padding(Matrix& m, const std::string& what) {
+  EXPECT_TRUE(change_padding(m, number_byte, nan_byte)) << what << " wrote beside its rows";
+}
+
 // An argument that is the same for all rows, in the type of either table.
 struct Constant {
   Matrix single, reference;
-  explicit Constant(const Matrix& m) : single(m), reference(single.as(Type::ref_double)) {}
+  explicit Constant(const Matrix& m) : single(m), reference(single.as(Type::ref_double)) {
+    number_padding(single);
+  }
   View of(const Context& c) {
     return c.ops->accumulator == Type::ref_double ? reference.view() : single.view();
   }
@@ -77,7 +101,10 @@ std::vector<View> views(Matrices& in, Matrices& out, int64_t first, int64_t coun
 
 Matrices run(const RowOp& op, Bench& bench) {
   Matrices in = op.in, out = op.out;
+  for (Matrices* list : {&in, &out})
+    for (Matrix& m : *list) number_padding(m);
   op.call(bench.context, views(in, out, 0, out[0].rows()), 0);
+  for (Matrix& m : out) expect_padding(m, op.name);
   EXPECT_EQ(bench.arena.used(), 0u);
   return out;
 }
@@ -216,7 +243,9 @@ TEST(CpuOps, RowsForward) {
     const auto exact = [](Matrices&, size_t, int64_t, int64_t) { return 0.0; };
     for (const Type type : {Type::f32, Type::bf16}) {
       Matrix table = Matrix(7, width, type).random(r);
-      check({"embed", {}, {f32(rows, width)},
+      check({"embed",
+             {},
+             {f32(rows, width)},
              [&](const Context& c, const auto& v, int64_t first) {
                c.ops->embed(c, table.view(), ids.data() + first, v[0]);
              },
@@ -224,16 +253,23 @@ TEST(CpuOps, RowsForward) {
             b);
     }
     Constant x(f32(7, width).random(r));
-    check({"gather", {}, {f32(rows, width)},
+    check({"gather",
+           {},
+           {f32(rows, width)},
            [&](const Context& c, const auto& v, int64_t first) {
              c.ops->gather(c, x.of(c), ids.data() + first, v[0]);
            },
            exact},
           b);
-    check({"zero", {}, {f32(rows, width)},
-           [](const Context& c, const auto& v, int64_t) { c.ops->zero(c, v[0]); }, exact},
+    check({"zero",
+           {},
+           {f32(rows, width)},
+           [](const Context& c, const auto& v, int64_t) { c.ops->zero(c, v[0]); },
+           exact},
           b);
-    check({"add", {f32(rows, width).random(r)}, {f32(rows, width).random(r)},
+    check({"add",
+           {f32(rows, width).random(r)},
+           {f32(rows, width).random(r)},
            [](const Context& c, const auto& v, int64_t) { c.ops->add(c, v[0], v[1]); },
            [](Matrices& m, size_t, int64_t i, int64_t j) { return eps32 * std::abs(m[1].at(i, j)); }},
           b);
@@ -262,7 +298,9 @@ TEST(CpuOps, EmbedPacked) {
       }
       const View table{bytes.data(), type, 7, width, width};
       Backends b(Type::bf16);
-      check({"embed packed", {}, {f32(17, width)},
+      check({"embed packed",
+             {},
+             {f32(17, width)},
              [&](const Context& c, const auto& v, int64_t first) {
                c.ops->embed(c, table, ids.data() + first, v[0]);
              },
@@ -288,8 +326,10 @@ TEST(CpuOps, RowsBackward) {
       }
     for (Bench* bench : {&b.one, &b.two, &b.seven}) {
       Matrix dprompt = start, dx = start;
+      number_padding(dprompt), number_padding(dx);
       bench->ops.repeat_backward(bench->context, dy.view(), dprompt.view());
       bench->ops.gather_backward(bench->context, dy.view(), ids.data(), dx.view());
+      expect_padding(dprompt, "repeat_backward"), expect_padding(dx, "gather_backward");
       expect_close(dprompt, repeated, 0, "repeat_backward");
       expect_close(dx, gathered, 0, "gather_backward");
     }
@@ -306,14 +346,17 @@ TEST(CpuOps, RmsNorm) {
     Matrix w = f32(1, width).random(r);
     const double n = static_cast<double>(width), eps = 0.013;
     for (const Type type : {Type::f32, b.activation()})
-      check({"rmsnorm", {f32(rows, width).random(r)}, {Matrix(rows, width, type)},
+      check({"rmsnorm",
+             {f32(rows, width).random(r)},
+             {Matrix(rows, width, type)},
              [&](const Context& c, const auto& v, int64_t) { c.ops->rmsnorm(c, v[0], w.view(), eps, v[1]); },
              [&](Matrices& x, size_t, int64_t i, int64_t j) {
                return ((n / 32 + 9) * eps32 + store_error(type)) * std::abs(x[1].at(i, j));
              }},
             b);
     // Each term of dx carries the error of r once or three times, the sum that of its products.
-    check({"rmsnorm_backward", {f32(rows, width).random(r), f32(rows, width).random(r)},
+    check({"rmsnorm_backward",
+           {f32(rows, width).random(r), f32(rows, width).random(r)},
            {f32(rows, width).random(r)},
            [&](const Context& c, const auto& v, int64_t) {
              c.ops->rmsnorm_backward(c, v[0], v[1], w.view(), eps, v[2]);
@@ -346,23 +389,27 @@ TEST(CpuOps, Rope) {
           const auto tolerance = [&](Matrices& y, int64_t i, int64_t j, double direction, Type stored) {
             const auto p = at[static_cast<size_t>(i)];
             const int64_t even = j % size / 2 * 2;  // |a cos| + |b sin|, each rounded, then their sum
-            const double cosine = std::abs(turns.at(p, even)), sine = std::abs(direction * turns.at(p, even + 1));
+            const double cosine = std::abs(turns.at(p, even)),
+                         sine = std::abs(direction * turns.at(p, even + 1));
             const double self = std::abs(y[0].at(i, j)), other = std::abs(y[0].at(i, j ^ 1));
             return eps32 * 2 * (self * cosine + other * sine) + store_error(stored) * std::abs(y[1].at(i, j));
           };
-          check({"rope", {f32(rows, width).random(r)}, {Matrix(rows, width, type)},
+          check({"rope",
+                 {f32(rows, width).random(r)},
+                 {Matrix(rows, width, type)},
                  [&](const Context& c, const auto& v, int64_t first) {
                    c.ops->rope(c, v[0], at.data() + first, turns.view(), v[1]);
                  },
                  [&](Matrices& x, size_t, int64_t i, int64_t j) { return tolerance(x, i, j, 1, type); }},
                 b);
-          const RowOp backward{"rope_backward", {f32(rows, width).random(r)}, {f32(rows, width)},
-                               [&](const Context& c, const auto& v, int64_t first) {
-                                 c.ops->rope_backward(c, v[0], at.data() + first, turns.view(), v[1]);
-                               },
-                               [&](Matrices& x, size_t, int64_t i, int64_t j) {
-                                 return tolerance(x, i, j, -1, Type::f32);
-                               }};
+          const RowOp backward{
+              "rope_backward",
+              {f32(rows, width).random(r)},
+              {f32(rows, width)},
+              [&](const Context& c, const auto& v, int64_t first) {
+                c.ops->rope_backward(c, v[0], at.data() + first, turns.view(), v[1]);
+              },
+              [&](Matrices& x, size_t, int64_t i, int64_t j) { return tolerance(x, i, j, -1, Type::f32); }};
           check(backward, b);
           Matrix apart = run(backward, b.one)[0], in_place = backward.in[0];  // as the graph calls it
           b.two.ops.rope_backward(b.two.context, in_place.view(), at.data(), turns.view(), in_place.view());
@@ -384,14 +431,18 @@ TEST(CpuOps, SwiGlu) {
       if (at < rows * width) gate.set(at / width, at % width, x);
       at += 2;
     }
-    check({"swiglu", {gate, up}, {Matrix(rows, width, b.activation())},
+    check({"swiglu",
+           {gate, up},
+           {Matrix(rows, width, b.activation())},
            [](const Context& c, const auto& v, int64_t) { c.ops->swiglu(c, v[0], v[1], v[2]); },
            [&](Matrices& x, size_t, int64_t i, int64_t j) {
              return (8 * eps32 + store_error(b.activation())) * std::abs(x[2].at(i, j)) +
                     tiny * std::abs(x[0].at(i, j) * x[1].at(i, j));
            }},
           b);
-    check({"swiglu_backward", {f32(rows, width).random(r), gate, up}, {f32(rows, width), f32(rows, width)},
+    check({"swiglu_backward",
+           {f32(rows, width).random(r), gate, up},
+           {f32(rows, width), f32(rows, width)},
            [](const Context& c, const auto& v, int64_t) {
              c.ops->swiglu_backward(c, v[0], v[1], v[2], v[3], v[4]);
            },
@@ -419,7 +470,8 @@ TEST(CpuOps, Pool) {
         row += queries + 2, query += queries;
       }
       const auto n = static_cast<int64_t>(groups.size());
-      Matrix h = f32(query, width).random(r), e = f32(n, width), de = f32(n, width).random(r), dh = f32(query, width);
+      Matrix h = f32(query, width).random(r), e = f32(n, width), de = f32(n, width).random(r),
+             dh = f32(query, width);
       const Type d = Type::ref_double;
       Matrix h_d = h.as(d), e_d(n, width, d), de_d = de.as(d), dh_d(query, width, d);
       const Context& c = b.reference.context;
@@ -444,7 +496,8 @@ TEST(CpuOps, Pool) {
         EXPECT_TRUE(same_bits(e, e2));
         EXPECT_TRUE(same_bits(dh, dh2));
         for (int64_t g = 0; g < n; ++g)
-          bench->ops.pool(bench->context, &groups[static_cast<size_t>(g)], 1, h.view(), rows_of(alone.view(), g, 1));
+          bench->ops.pool(bench->context, &groups[static_cast<size_t>(g)], 1, h.view(),
+                          rows_of(alone.view(), g, 1));
         EXPECT_TRUE(same_bits(e, alone));
       }
       h.set(groups[2].query + 5, width - 1, nan_value);
@@ -467,13 +520,17 @@ TEST(CpuOps, Normalize) {
       const auto distance = [&, centred](Matrices& x, size_t m, int64_t i, int64_t j) {
         return x[m].at(i, j) - (centred ? mean.reference.at(0, j) : 0);
       };
-      check({"normalize", {f32(rows, width).random(r)}, {f32(rows, width)},
+      check({"normalize",
+             {f32(rows, width).random(r)},
+             {f32(rows, width)},
              [&](const Context& c, const auto& v, int64_t) { c.ops->normalize(c, v[0], mean_of(c), v[1]); },
              [&](Matrices& x, size_t, int64_t i, int64_t j) {
                return (n / 32 + 8) * eps32 * std::abs(x[1].at(i, j));
              }},
             b);
-      check({"normalize_backward", {f32(rows, width).random(r), f32(rows, width).random(r)}, {f32(rows, width)},
+      check({"normalize_backward",
+             {f32(rows, width).random(r), f32(rows, width).random(r)},
+             {f32(rows, width)},
              [&](const Context& c, const auto& v, int64_t) {
                c.ops->normalize_backward(c, v[0], v[1], mean_of(c), v[2]);
              },
@@ -482,7 +539,8 @@ TEST(CpuOps, Normalize) {
                const double along =
                    sum(width, [&](int64_t k) { return std::abs(distance(x, 1, i, k) * x[0].at(i, k)); });
                return (5 * n / 32 + 32) * eps32 *
-                      (std::abs(x[0].at(i, j)) + std::abs(distance(x, 1, i, j)) * along / square) / std::sqrt(square);
+                      (std::abs(x[0].at(i, j)) + std::abs(distance(x, 1, i, j)) * along / square) /
+                      std::sqrt(square);
              }},
             b);
     }
@@ -501,13 +559,18 @@ TEST(CpuOps, Similarity) {
     const auto reach = [&](Matrix& q, int64_t i, int64_t j) {
       return sum(width, [&](int64_t k) { return std::abs(q.at(i, k) * l.single.at(j, k)); }) / t;
     };
-    check({"similarity", {f32(rows, width).random(r)}, {f32(rows, labels)},
-           [&](const Context& c, const auto& v, int64_t) { c.ops->similarity(c, v[0], l.of(c), t, v[1]); },
-           [&](Matrices& x, size_t, int64_t i, int64_t j) { return (n / 16 + 8) * eps32 * reach(x[0], i, j); }},
-          b);
+    check(
+        {"similarity",
+         {f32(rows, width).random(r)},
+         {f32(rows, labels)},
+         [&](const Context& c, const auto& v, int64_t) { c.ops->similarity(c, v[0], l.of(c), t, v[1]); },
+         [&](Matrices& x, size_t, int64_t i, int64_t j) { return (n / 16 + 8) * eps32 * reach(x[0], i, j); }},
+        b);
     // dq row by row; dl below, as the dq of the transposed problem
     Matrix q = f32(rows, width).random(r);
-    const RowOp backward{"similarity_backward", {f32(rows, labels).random(r), q}, {f32(rows, width)},
+    const RowOp backward{"similarity_backward",
+                         {f32(rows, labels).random(r), q},
+                         {f32(rows, width)},
                          [&](const Context& c, const auto& v, int64_t) {
                            Matrix dl(labels, width, c.ops->accumulator);
                            c.ops->similarity_backward(c, v[0], v[1], l.of(c), t, v[2], dl.view());
@@ -582,7 +645,8 @@ TEST(CpuOps, Contrastive) {
             Loss one = k;
             one.pairs = {k.pairs[static_cast<size_t>(p)]};
             one.hidden.assign(k.hidden.begin() + p * L, k.hidden.begin() + (p + 1) * L);
-            one.hidden_queries.assign(k.hidden_queries.begin() + p * U, k.hidden_queries.begin() + (p + 1) * U);
+            one.hidden_queries.assign(k.hidden_queries.begin() + p * U,
+                                      k.hidden_queries.begin() + (p + 1) * U);
             Matrix row = one.gradient(b.reference, false), both = one.gradient(b.reference, true);
             for (int64_t i = 0; i < U; ++i)
               for (int64_t j = 0; j < L; ++j) {
@@ -668,7 +732,8 @@ TEST(CpuOps, AdamW) {
     for (const double clip : {0.0, 0.7, 1e6}) {
       Constant length(f32(1, 1).fill(3.3));
       for (const AdamW o : {AdamW{0.9, 0.9, 0.95, 1e-3, 0.1, 1}, AdamW{1.3, 0.8, 0.99, 0.3, 0, 7}})
-        check({"adamw", {f32(rows, width).random(r)},
+        check({"adamw",
+               {f32(rows, width).random(r)},
                {f32(rows, width).random(r, 0.1), f32(rows, width).random(r), v},
                [&](const Context& c, const auto& x, int64_t) {
                  c.ops->adamw(c, x[1], x[0], x[2], x[3], length.of(c), clip, o);
@@ -683,14 +748,16 @@ TEST(CpuOps, AdamW) {
 
 // ---- 5  attention
 
-struct GroupSize { int64_t context, rows, queries; };
+struct GroupSize {
+  int64_t context, rows, queries;
+};
 
 struct AttentionCase {
   static constexpr int64_t layers = 3;
   Heads heads;
   int64_t width;  // of a row of keys and values
   Type type;
-  bool shared;    // one context for all groups, as a prefix is
+  bool shared;  // one context for all groups, as a prefix is
   std::vector<GroupSize> sizes;
   int64_t Q = 0, R = 0;
   Matrices contexts;  // of each group (of all): layers * (rows + 1), the row between two layers is NaN
@@ -698,8 +765,15 @@ struct AttentionCase {
   static constexpr int64_t stride_rows(const GroupSize& g) { return g.context + 1; }
 
   AttentionCase(Random& r, Heads h, Type t, bool one_context, std::vector<GroupSize> groups)
-      : heads(h), width(2 * h.kv_heads * h.size), type(t), shared(one_context), sizes(std::move(groups)),
-        q(0, 0, t), kv(0, 0, t), dout(0, 0, t), dcontext(0, 0, t) {
+      : heads(h),
+        width(2 * h.kv_heads * h.size),
+        type(t),
+        shared(one_context),
+        sizes(std::move(groups)),
+        q(0, 0, t),
+        kv(0, 0, t),
+        dout(0, 0, t),
+        dcontext(0, 0, t) {
     for (const GroupSize& g : sizes) {
       Q += g.queries, R += g.rows;
       Matrix context = Matrix(layers * (g.context + 1), width, type, 0).random(r);
@@ -726,8 +800,8 @@ struct AttentionCase {
     for (size_t g = 0; g < sizes.size(); ++g) {
       Matrix& context = contexts[shared ? 0 : g];
       const GroupSize& s = sizes[g];
-      const KeyValues k{static_cast<std::byte*>(context.view().data),
-                        stride_rows(s) * row_bytes(type, width), s.context};
+      const KeyValues k{static_cast<std::byte*>(context.view().data), stride_rows(s) * row_bytes(type, width),
+                        s.context};
       list.push_back({s.context ? k : KeyValues{}, row, static_cast<int32_t>(s.rows), query,
                       static_cast<int32_t>(s.queries)});
       row += list.back().rows, query += list.back().queries;
@@ -740,24 +814,29 @@ struct AttentionCase {
     Matrix out(Q, heads.heads * heads.size, type);
     const auto list = groups();
     b.arena.poison();
+    number_padding(out);
     for (size_t g = 0; g < list.size(); ++g)
       if (group == static_cast<int64_t>(g))
         b.ops.attention(b.context, heads, layer, &list[g], 1, q.view(), kv.view(), out.view());
     if (group < 0)
       b.ops.attention(b.context, heads, layer, list.data(), static_cast<int64_t>(list.size()), q.view(),
                       kv.view(), out.view());
+    expect_padding(out, "attention");
     EXPECT_EQ(b.arena.used(), 0u);
     return out;
   }
-  struct Gradients { Matrix dq, dkv, dcontext; };
+  struct Gradients {
+    Matrix dq, dkv, dcontext;
+  };
   // first, count: of the groups; start: what stands in dcontext
   Gradients backward(Bench& b, int64_t layer, int64_t first, int64_t count, Matrix& start) {
     Gradients d{Matrix(Q, q.cols(), acc()), Matrix(R, width, acc()), start};
     const auto list = groups();
     b.arena.poison();
-    if (type == Type::ref_double) d.dkv.fill(0);
+    for (Matrix* m : {&d.dq, &d.dkv, &d.dcontext}) number_padding(*m);
     b.ops.attention_backward(b.context, heads, layer, list.data() + first, count, dout.view(), q.view(),
                              kv.view(), d.dq.view(), d.dkv.view(), shared ? d.dcontext.view() : View{});
+    for (Matrix* m : {&d.dq, &d.dkv, &d.dcontext}) expect_padding(*m, "attention_backward");
     EXPECT_EQ(b.arena.used(), 0u);
     return d;
   }
@@ -844,7 +923,8 @@ void expect_attention(AttentionCase& a, Backends& b, int64_t layer) {
   Matrix got = a.forward(b.two, layer), want = exact.forward(b.reference, layer);
   expect_close(
       got, want,
-      [&](int64_t i, int64_t j) { return bound.out + store_error(a.type) * std::abs(want.at(i, j)); }, "attention");
+      [&](int64_t i, int64_t j) { return bound.out + store_error(a.type) * std::abs(want.at(i, j)); },
+      "attention");
   for (Bench* bench : {&b.one, &b.seven}) {
     Matrix other = a.forward(*bench, layer);
     EXPECT_TRUE(same_bits(got, other)) << "threads";
@@ -866,10 +946,12 @@ TEST(CpuOps, Attention) {
         for (const int64_t context : {0, 1, 5}) {
           SCOPED_TRACE(std::to_string(h.heads) + " heads over " + std::to_string(h.kv_heads) + " of " +
                        std::to_string(size) + ", context " + std::to_string(context));
-          AttentionCase one(r, h, type, true, {{context, 1, 1}, {context, 7, 3}, {context, 17, 1}, {context, 4, 4}});
+          AttentionCase one(r, h, type, true,
+                            {{context, 1, 1}, {context, 7, 3}, {context, 17, 1}, {context, 4, 4}});
           expect_attention(one, b, context % 3);
           if (context) expect_gradients(one, b, context % 3);
-          AttentionCase own(r, h, type, false, {{2, 3, 3}, {context, 1, 1}, {0, 2, 1}, {1, 3, 0}, {context, 16, 2}});
+          AttentionCase own(r, h, type, false,
+                            {{2, 3, 3}, {context, 1, 1}, {0, 2, 1}, {1, 3, 0}, {context, 16, 2}});
           expect_attention(own, b, 2);
           expect_gradients(own, b, 2);
         }
@@ -912,8 +994,7 @@ TEST(CpuOps, AttentionNaN) {
     AttentionCase a = clean;
     a.q.set(4, 1, nan_value);
     Matrix out = a.forward(b.two, 1);
-    for (int64_t i = 0; i < a.Q; ++i)
-      EXPECT_TRUE(i == 4 ? has_nan(out, i) : same_row(out, i, want, i)) << i;
+    for (int64_t i = 0; i < a.Q; ++i) EXPECT_TRUE(i == 4 ? has_nan(out, i) : same_row(out, i, want, i)) << i;
     a = clean;
     a.dout.set(4, 1, nan_value);
     auto d = a.backward(b.two, 1);

@@ -11,7 +11,7 @@ tiny.json   turns            [16][16] the table of turns: cos at 2j, sin at 2j+1
             texts            [T][...] token ids, of unequal length, one of a single token, 5 the same as 4
             prompts          {prefix: [3][64], suffix: [2][64]} fp32 values
             batch            query_texts [U], label_texts [L]: indices of texts; pairs [B][2]: row of queries, of labels;
-                             hidden [B][L], hidden_queries [B][U]: 1 = left out of that pair's denominator; temperature
+                             hidden [B][L], hidden_queries [B][U]: 1 = left out of that pair's sum; temperature
             adamw            rate, beta1, beta2, epsilon, decay, clip, steps
             cases            one a placement (none, prefix, suffix) and pooling (last, mean), see reference.py:
               float64, float32: the same numbers by arithmetic in double (fp32 weights and turns taken as exact) and
@@ -40,8 +40,8 @@ The label of a text is found by its nearest neighbours. A prompt is a small matr
 itself is frozen. Texts and labels are encoded by the same model, and the loss compares the two. There is a text for
 the label and a label for the text. In the end the nearest label is the answer that the reader of the text wants.
 """
-TEXTS = ["", "a", "The text and the label.", "\n\n2 labels in 1999 \t the  end", "naïve café – 北京 🙂", "it's <|endoftext|>done",
-         "  leading and trailing  "]
+TEXTS = ["", "a", "The text and the label.", "\n\n2 labels in 1999 \t the  end", "naïve café – 北京 🙂",
+         "it's <|endoftext|>done", "  leading and trailing  "]
 
 
 def train_tokenizer():

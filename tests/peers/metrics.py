@@ -3,10 +3,10 @@
 
     tests/peers/metrics.py PATH/tst_X_Y.txt > tests/index/metrics_golden.inc
 
-prints the numbers that Metrics.EqualsNumpyOnRealLabels in tests/index/metrics_test.cpp compares with, to 1e-9.
-Needs numpy. Every query ranks its true labels and 150 random ones; scores are counter-based random numbers, so
-that both sides make the same lists. The label counts of the training set are not in the file: those of the test
-labels stand in, with the real N of 294,805.
+prints the numbers that Metrics.EqualsNumpyOnRealLabels in tests/index/metrics_test.cpp compares with, to
+1e-9. Needs numpy. Every query ranks its true labels and 150 random ones; scores are counter-based random
+numbers, so that both sides make the same lists. The label counts of the training set are not in the file:
+those of the test labels stand in, with the real N of 294,805.
 """
 import sys
 

@@ -146,7 +146,7 @@ def contrastive(embeddings, batch, symmetric):
 
 def loss_and_gradient(model, texts, prompt, placement, pooling, batch, symmetric):
     prompt = prompt.detach().clone().requires_grad_(True)
-    loss = contrastive(embed(model, texts, prompt, placement, pooling, rows=1 << 30), batch, symmetric)
+    loss = contrastive(embed(model, texts, prompt, placement, pooling, rows=512), batch, symmetric)
     loss.backward()
     return loss.detach(), prompt.grad
 

@@ -4,29 +4,34 @@
     pip install tokenizers gguf
     tests/peers/tokenizer.py MODEL.gguf [--data DIR ...] [--golden tests/golden/tokenizer_smollm2.txt]
 
-Texts: title, content, and both joined, of every line of every *.json.gz under each DIR; then every code point c that
-utf8proc's Unicode version assigns, as "a{c}a 1{c}1 {c}{c} {c}". Code points that only a later version assigns are counted,
-and those that differ listed. Exit status 1 when a text or an assigned code point differs. Run from the repository's root.
+Texts: title, content, and both joined, of every line of every *.json.gz under each DIR; then every code point
+c that utf8proc's Unicode version assigns, as "a{c}a 1{c}1 {c}{c} {c}". Code points that it does not assign
+are counted, and those that differ listed. Exit status 1 when a text or an assigned code point differs. Run
+from the repository's root.
 """
-import argparse, ctypes, ctypes.util, gzip, itertools, json, os, pathlib, random, subprocess, sys, tempfile, time
+import argparse, ctypes, ctypes.util, gzip, itertools, json, os, pathlib, random, subprocess, sys, tempfile
+import time
 
 from gguf import GGUFReader
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
-SOURCES = "tests/tools/tokenize.cpp model/gguf.cpp model/tokenizer.cpp kernels/base/file.cpp kernels/base/error.cpp"
+SOURCES = ["tests/tools/tokenize.cpp", "model/gguf.cpp", "model/tokenizer.cpp", "kernels/base/file.cpp",
+           "kernels/base/error.cpp"]
 
 
 def reference(path):
     fields = GGUFReader(path).fields
     array = lambda key: [fields[key].parts[i] for i in fields[key].data]
     texts = lambda key: [bytes(part).decode() for part in array(key)]
-    tokens, types = texts("tokenizer.ggml.tokens"), [int(part[0]) for part in array("tokenizer.ggml.token_type")]
+    tokens = texts("tokenizer.ggml.tokens")
+    types = [int(part[0]) for part in array("tokenizer.ggml.token_type")]
     merges = [tuple(merge.split(" ")) for merge in texts("tokenizer.ggml.merges")]
     tokenizer = Tokenizer(BPE({token: i for i, token in enumerate(tokens)}, merges))
     tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t, k in zip(tokens, types) if k in (3, 4)])
+    added = [token for token, kind in zip(tokens, types) if kind in (3, 4)]  # control, user-defined
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in added])
     return tokenizer
 
 
@@ -75,7 +80,8 @@ def compare_data(tokenizer, tool, model, folders):
             wrong += len(found)
             count += len(chunk)
             size += sum(len(t.encode()) for t in chunk)
-        print(f"{path}: {count} texts, {size / 1e6:.1f} MB, {wrong} differ ({time.time() - start:.0f} s)", flush=True)
+        seconds = time.time() - start
+        print(f"{path}: {count} texts, {size / 1e6:.1f} MB, {wrong} differ ({seconds:.0f} s)", flush=True)
         bad += wrong
     return bad
 
@@ -91,8 +97,9 @@ def compare_code_points(tokenizer, tool, model):
         for found in differences(tokenizer, tool, model, list(texts)):
             c = texts[found[0]]
             (wrong if c in assigned else later).append((c, found))
-    print(f"code points: {len(assigned)} assigned in Unicode {utf8proc.utf8proc_unicode_version().decode()} (utf8proc), "
-          f"{len(wrong)} differ; {len(points) - len(assigned)} not assigned there, {len(later)} differ")
+    version = utf8proc.utf8proc_unicode_version().decode()
+    print(f"code points: {len(assigned)} assigned in Unicode {version} (utf8proc), {len(wrong)} differ; "
+          f"{len(points) - len(assigned)} not assigned there, {len(later)} differ")
     show([found for _, found in wrong])
     ranges = []
     for c, _ in later:
@@ -100,30 +107,37 @@ def compare_code_points(tokenizer, tool, model):
             ranges[-1][1] = c
         else:
             ranges.append([c, c])
-    print("  of later versions:", " ".join(f"U+{a:04X}" + (f"-{b:04X}" if b > a else "") for a, b in ranges))
+    shown = (f"U+{a:04X}" + (f"-{b:04X}" if b > a else "") for a, b in ranges)
+    print("  differing, not assigned there:", " ".join(shown) or "none")
     return len(wrong)
 
 
 HAND = [
-    "\n\n2", "\n\n 2", "a  b", "a   1", " 12 345", "it's we'll I'd I'VE they're 'tis 'S", "x=1.5e-3;y=\"z\"", "  ", " ", "\t\tif (x)\n\t{\n",
-    "foo\r\nbar\r\n\r\n", "<|im_start|>user\nhi<|im_end|>\n", "<|im_start|><|im_end|>", "<|im_start|", "<<|im_end|>>", "<repo_name>x<reponame>",
-    "Ångström café naïve", "e\u0301", "Straße ÄÖÜ", "日本語のテキスト", "한국어 텍스트", "Привет, мир!", "שלום עולם", "مرحبا ٣٤٥", "हिन्दी १२३",
-    "½ ² Ⅷ ①②", "𝟘𝟙 𝓐𝓑", "👩‍👩‍👧‍👦 🏳️‍🌈", "a\u00a0b\u2003c\u3000d\u2028e\u0085f", "\u00a0\u00a0x", "\u200bzero\ufeffwidth", "a\u0004b\u0006c",
-    "\U00100000 private", "http://example.org/a?b=1&c=%20", "C++20, C# & F#", "1,000,000.00 €", "don''t ''s", "'s't're", " 's", "\u2019s",
-    "ſ'ſ", "snake_case CamelCase kebab-case", "....!!!???", "a" * 200, "ab" * 150, " " * 65, "\n" * 33, "=" * 80, "9" * 40, "\u0301\u0301",
+    "\n\n2", "\n\n 2", "a  b", "a   1", " 12 345", "it's we'll I'd I'VE they're 'tis 'S",
+    "x=1.5e-3;y=\"z\"", "  ", " ", "\t\tif (x)\n\t{\n", "foo\r\nbar\r\n\r\n",
+    "<|im_start|>user\nhi<|im_end|>\n", "<|im_start|><|im_end|>", "<|im_start|", "<<|im_end|>>",
+    "<repo_name>x<reponame>", "Ångström café naïve", "e\u0301", "Straße ÄÖÜ", "日本語のテキスト", "한국어 텍스트",
+    "Привет, мир!", "שלום עולם", "مرحبا ٣٤٥", "हिन्दी १२३", "½ ² Ⅷ ①②", "𝟘𝟙 𝓐𝓑", "👩‍👩‍👧‍👦 🏳️‍🌈",
+    "a\u00a0b\u2003c\u3000d\u2028e\u0085f", "\u00a0\u00a0x", "\u200bzero\ufeffwidth", "a\u0004b\u0006c",
+    "\U00100000 private", "http://example.org/a?b=1&c=%20", "C++20, C# & F#", "1,000,000.00 €",
+    "don''t ''s", "'s't're", " 's", "\u2019s", "ſ'ſ", "snake_case CamelCase kebab-case", "....!!!???",
+    "a" * 200, "ab" * 150, " " * 65, "\n" * 33, "=" * 80, "9" * 40, "\u0301\u0301",
 ]
 
 
 def golden(tokenizer, path, folders, count=200):
     """ids, a tab, the text with control characters and backslashes as \\xHH."""
-    yso = [p for f in folders for p in sorted(pathlib.Path(f).rglob("tst.json.gz")) if "yso" in str(p)]  # CC0
+    files = [p for f in folders for p in sorted(pathlib.Path(f).rglob("tst.json.gz"))]
+    yso = [p for p in files if "yso" in str(p)]  # CC0
     pool = [t for t in itertools.islice(texts_of(yso[0]), 30000) if len(t) < 300]
     pick = random.Random(1)
     texts = HAND + pick.sample(pool, 100)
     while len(texts) < count:  # random characters of many scripts and classes
-        blocks = [(0x20, 0x7E), (0x20, 0x40), (0xA0, 0x17F), (0x370, 0x52F), (0x900, 0xD7F), (0x2000, 0x24FF), (0x3000, 0x30FF), (0x1F300, 0x1F6FF)]
+        blocks = [(0x20, 0x7E), (0x20, 0x40), (0xA0, 0x17F), (0x370, 0x52F), (0x900, 0xD7F), (0x2000, 0x24FF),
+                  (0x3000, 0x30FF), (0x1F300, 0x1F6FF)]
         texts.append("".join(chr(pick.randint(*pick.choice(blocks))) for _ in range(pick.randint(1, 60))))
-    escape = lambda t: "".join(f"\\x{ord(c):02x}" if c == "\\" or ord(c) < 0x20 or ord(c) == 0x7F else c for c in t)
+    plain = lambda c: c != "\\" and ord(c) >= 0x20 and ord(c) != 0x7F
+    escape = lambda text: "".join(c if plain(c) else f"\\x{ord(c):02x}" for c in text)
     with open(path, "w", encoding="utf-8", newline="\n") as out:
         for text in texts:
             ids = tokenizer.encode(text, add_special_tokens=False).ids
@@ -132,7 +146,8 @@ def golden(tokenizer, path, folders, count=200):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--data", nargs="*", default=["../shared/data/foldoc", "../shared/data/yso"])
     parser.add_argument("--golden", help="write the golden lines to this file and stop")
@@ -142,7 +157,7 @@ def main():
         return golden(tokenizer, options.golden, options.data)
     with tempfile.TemporaryDirectory() as folder:
         tool = os.path.join(folder, "tokenize")
-        subprocess.run(["g++", "-std=c++20", "-O2", "-I.", *SOURCES.split(), "-lutf8proc", "-o", tool], check=True)
+        subprocess.run(["g++", "-std=c++20", "-O2", "-I.", *SOURCES, "-lutf8proc", "-o", tool], check=True)
         bad = compare_data(tokenizer, tool, options.model, options.data)
         bad += compare_code_points(tokenizer, tool, options.model)
     print("no difference" if bad == 0 else f"{bad} DIFFERENCES")

@@ -210,6 +210,13 @@ TEST_P(MalformedLines, SkippedOnesKeepTheirNumbers) {
 
 INSTANTIATE_TEST_SUITE_P(Import, MalformedLines, testing::Values("lbl", "trn", "tst"));
 
+TEST(Import, SkippedRowsAreNotTheirOwnSkippedLabel) {
+  TemporaryFolder t;
+  put_raw(t / "raw", std::string("?\n") + good_lbl, std::string("?\n") + good_trn);
+  import_dataset(t / "raw", t / "out", lenient);
+  EXPECT_EQ(open_dataset(t / "out").train.own(0), -1);
+}
+
 TEST(Import, BadLinesAreCountedAndTheFirstNamed) {
   TemporaryFolder t;
   std::string trn;

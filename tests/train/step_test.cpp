@@ -12,7 +12,8 @@
 namespace quest {
 namespace {
 
-// Keys and values of suffix texts, computed one text at a time and the last one first, as a cache may have them.
+// Keys and values of suffix texts, computed one text at a time and the last one first, as a cache may have
+// them.
 struct TextCache {
   std::vector<std::vector<std::byte>> memory;
   void fill(const Encoder& e, std::vector<Text>& texts) {
@@ -109,7 +110,8 @@ TEST(Step, GradientOfTheWholeGraphByComplexStep) {
 std::vector<uint32_t> bits_of(Matrix& m) {
   std::vector<uint32_t> bits;
   for (int64_t i = 0; i < m.rows(); ++i)
-    for (int64_t j = 0; j < m.cols(); ++j) bits.push_back(std::bit_cast<uint32_t>(static_cast<float>(m.at(i, j))));
+    for (int64_t j = 0; j < m.cols(); ++j)
+      bits.push_back(std::bit_cast<uint32_t>(static_cast<float>(m.at(i, j))));
   return bits;
 }
 
@@ -127,11 +129,13 @@ std::vector<uint32_t> bits_of_step(Case& k, const Model& model, Bench& bench, Ma
 }
 
 void expect_same_bits(const char* path, Type activation, const Model& model) {
-  Bench one(cpu_ops(path, activation), 1), two(cpu_ops(path, activation), 2), seven(cpu_ops(path, activation), 7);
+  Bench one(cpu_ops(path, activation), 1), two(cpu_ops(path, activation), 2),
+      seven(cpu_ops(path, activation), 7);
   const bool best = path == matmul_paths()[0].name;
   Random r(13);
   for (Case& k : all_cases()) {
-    Matrix prompt = Matrix(k.K, 64, Type::f32, 0).random(r, 0.5), mean = Matrix(1, 64, Type::f32).random(r, 0.3);
+    Matrix prompt = Matrix(k.K, 64, Type::f32, 0).random(r, 0.5),
+           mean = Matrix(1, 64, Type::f32).random(r, 0.3);
     const auto want = bits_of_step(k, model, two, prompt, mean, 100, Keep::all, false);
     for (Bench* bench : {&one, &two, &seven})
       for (const Keep keep : {Keep::inputs, Keep::all})
@@ -165,8 +169,9 @@ double relative_error(Matrix& got, Matrix& want) {
 }
 
 // Two layers are about 50 ops deep (there and back), each with a relative rounding error of up to
-// (n/16 + 6) eps32 = 7e-7 at n = 96; independent errors add up like sqrt(50) * 7e-7 = 5e-6. With bf16 a store or
-// a rounded operand has 2^-8 / sqrt(12), 1e-3, in the mean: 8e-3, and the temperature of 0.2 makes it more.
+// (n/16 + 6) eps32 = 7e-7 at n = 96; independent errors add up like sqrt(50) * 7e-7 = 5e-6. With bf16 a store
+// or a rounded operand has 2^-8 / sqrt(12), 1e-3, in the mean: 8e-3, and the temperature of 0.2 makes it
+// more.
 TEST(Step, CloseToTheReference) {
   TinyLlama tiny(15);
   Bench exact(ref::ref_ops<double>());
@@ -176,7 +181,8 @@ TEST(Step, CloseToTheReference) {
       Random r(16);
       const double tolerance = activation == Type::f32 ? 1e-5 : 5e-2;
       for (Case& k : all_cases()) {
-        Matrix prompt = Matrix(k.K, 64, Type::f32, 0).random(r, 0.5), mean = Matrix(1, 64, Type::f32).random(r, 0.3);
+        Matrix prompt = Matrix(k.K, 64, Type::f32, 0).random(r, 0.5),
+               mean = Matrix(1, 64, Type::f32).random(r, 0.3);
         Matrix prompt_d = prompt.as(Type::ref_double), mean_d = mean.as(Type::ref_double);
         Matrix got(k.K, 64, Type::f32), want(k.K, 64, Type::ref_double);
         const double loss = k.run(tiny.model, bench, prompt, mean, got, 2, Keep::inputs).real();
@@ -191,7 +197,8 @@ TEST(Step, CloseToTheReference) {
 
 // Texts of 1 to 33 tokens, and what encodes them.
 struct Embedding {
-  std::vector<std::vector<int32_t>> tokens = {{3, 7, 1, 12, 5}, {9}, {4, 4, 18}, {11, 2, 6, 19, 0, 13, 8}, {}, {4}};
+  std::vector<std::vector<int32_t>> tokens = {{3, 7, 1, 12, 5},         {9}, {4, 4, 18},
+                                              {11, 2, 6, 19, 0, 13, 8}, {},  {4}};
   const Model& model;
   Placement placement;
   Pooling pooling;
@@ -204,10 +211,11 @@ struct Embedding {
   // Row t: text order[t], embedded in passes of about `rows` rows.
   Matrix run(Bench& bench, const std::vector<size_t>& order, int64_t rows, bool cached = false) {
     Matrix in = prompt.as(bench.ops.accumulator);
-    const Encoder encoder{model, bench.context, placement, pooling,
-                          placement == Placement::none ? View{} : in.view(), rows};
+    const Encoder encoder{
+        model, bench.context, placement, pooling, placement == Placement::none ? View{} : in.view(), rows};
     std::vector<Text> texts;
-    for (const size_t t : order) texts.push_back({tokens[t].data(), static_cast<int32_t>(tokens[t].size()), {}});
+    for (const size_t t : order)
+      texts.push_back({tokens[t].data(), static_cast<int32_t>(tokens[t].size()), {}});
     TextCache cache;
     if (cached) cache.fill(encoder, texts);
     const auto n = static_cast<int64_t>(order.size());
@@ -270,7 +278,8 @@ TEST(Encode, TextPassEmbedsWithoutPrompt) {
   for (const MatmulPath& path : matmul_paths())
     for (const Type activation : {Type::f32, Type::bf16}) {
       Bench bench(cpu_ops(path.name, activation));
-      Embedding last(tiny.model, Placement::none, Pooling::last, r), mean(tiny.model, Placement::none, Pooling::mean, r);
+      Embedding last(tiny.model, Placement::none, Pooling::last, r),
+          mean(tiny.model, Placement::none, Pooling::mean, r);
       Matrix want_last = last.run(bench, in_order, 1000), want_mean = mean.run(bench, in_order, 1000);
       std::vector<Text> texts;
       int64_t rows = 0;
