@@ -39,6 +39,7 @@ $(PROGRAMS:%=$(BUILD)/tools/%): $(BUILD)/tools/%: $(BUILD)/tests/tools/%.o $(fil
 	$(Q)$(CXX) $(FLAGS) $^ -o $@ $(LDLIBS)
 
 $(BUILD)/tools/tokenize: $(filter $(BUILD)/model/%,$(OBJ))
+$(BUILD)/tools/parity: $(filter-out $(BUILD)/kernels/%,$(OBJ))
 
 # Instruction sets: only these files, chosen by cpuid at run time.
 $(BUILD)/%avx2.o: ISA = -mavx2 -mfma

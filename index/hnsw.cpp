@@ -4,10 +4,9 @@
 #define NO_MANUAL_VECTORIZATION
 #include <hnswlib/hnswlib.h>  // defines functions that are not inline: no other file may include it
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <exception>
-#include <limits>
 
 #include "kernels/base/error.h"
 #include "kernels/base/file.h"
@@ -21,7 +20,7 @@ namespace quest {
 static float distance(const void* a, const void* b, const void* width) {
   const float score =
       dot(static_cast<const float*>(a), static_cast<const float*>(b), *static_cast<const int64_t*>(width));
-  return std::isnan(score) ? std::numeric_limits<float>::infinity() : -score;
+  return std::isnan(score) ? INFINITY : -score;
 }
 
 struct InnerProduct final : hnswlib::SpaceInterface<float> {
@@ -53,19 +52,13 @@ struct Sidecar {
 };
 static_assert(sizeof(Sidecar) == 136);
 
-[[noreturn]] static void fail_machine(const char* what) {
-  fail(Exit::machine, "HNSW index: %s failed; free memory or use the exact scan", what);
-}
-
-Hnsw::Hnsw(Vectors labels, std::span<const uint8_t> allowed, Progress* progress) try {
+Hnsw::Hnsw(Vectors labels, std::span<const uint8_t> allowed, Progress* progress) {
   const auto stay_out = std::count(allowed.begin(), allowed.end(), 0);
   state_.reset(new State(labels.width, labels.count, labels.count - stay_out));
   for (int64_t l = 0; l < labels.count; ++l) {
     if (allowed.empty() || allowed[l]) state_->graph.addPoint(labels.row(l), l);
     if (progress) progress->add(1);
   }
-} catch (const std::exception&) {
-  fail_machine("building");
 }
 
 Hnsw::~Hnsw() = default;
@@ -73,21 +66,20 @@ Hnsw::~Hnsw() = default;
 void Hnsw::save(const std::string& path) const {
   const auto& g = state_->graph;
   OutFile file(path);
-  Sha sha;
-  const auto write = [&](const void* bytes, size_t count) {
-    file.write(bytes, count);
-    sha.update(bytes, count);
-  };
-  write(g.data_level0_memory_, g.cur_element_count * g.size_data_per_element_);
+  file.write(g.data_level0_memory_, g.cur_element_count * g.size_data_per_element_);
   for (size_t i = 0; i < g.cur_element_count; ++i) {
     const int32_t level = g.element_levels_[i];
-    write(&level, sizeof level);
-    if (level > 0) write(g.linkLists_[i], level * g.size_links_per_element_);
+    file.put(level);
+    if (level > 0) file.write(g.linkLists_[i], level * g.size_links_per_element_);
   }
   file.commit();
-  Sidecar s{.width = state_->space.width, .labels = state_->labels, .count = int64_t(g.cur_element_count),
-            .top_level = g.maxlevel_, .entry = g.enterpoint_node_, .sha256 = {}};
-  memcpy(s.sha256, sha.hex().data(), sizeof s.sha256);
+  Sidecar s{.width = state_->space.width,
+            .labels = state_->labels,
+            .count = int64_t(g.cur_element_count),
+            .top_level = g.maxlevel_,
+            .entry = g.enterpoint_node_,
+            .sha256 = {}};
+  memcpy(s.sha256, sha256_file(path).data(), sizeof s.sha256);
   write_file(path + ".meta", {reinterpret_cast<const char*>(&s), sizeof s});
 }
 
@@ -100,10 +92,8 @@ static Sidecar read_sidecar(const std::string& path, int64_t labels, int64_t wid
   Sidecar s{}, ours{.width = width, .labels = labels, .count = 0, .top_level = 0, .entry = 0, .sha256 = {}};
   expect(file.size() == sizeof s, path, "a sidecar of 136 bytes");
   memcpy(&s, file.data(), sizeof s);
-  if (s.width != width || s.labels != labels)
-    fail(Exit::input, "%s: expected %lld labels of width %lld, found %lld of %lld; build the index again",
-         path.c_str(), 0ll + labels, 0ll + width, 0ll + s.labels, 0ll + s.width);
-  expect(memcmp(&s, &ours, offsetof(Sidecar, count)) == 0, path, "our magic, version, space, M and ef");
+  expect(memcmp(&s, &ours, offsetof(Sidecar, count)) == 0, path,
+         format("our magic, version, space, M and ef, %ld labels of width %ld", labels, width).c_str());
   expect(s.count >= 0 && s.count <= labels, path, "no more vectors than labels");
   return s;
 }
@@ -125,7 +115,7 @@ static void check_links(const hnswlib::HierarchicalNSW<float>& g, const Sidecar&
   if (s.count > 0) expect(s.entry < s.count && levels[s.entry] == s.top_level, path, "an entry of top level");
 }
 
-Hnsw::Hnsw(const std::string& path, int64_t labels, int64_t width) try {
+Hnsw::Hnsw(const std::string& path, int64_t labels, int64_t width) {
   const Sidecar s = read_sidecar(path + ".meta", labels, width);
   const MappedFile file(path);
   expect(sha256_hex(file.text()) == std::string(s.sha256, sizeof s.sha256), path, "the sidecar's SHA-256");
@@ -152,29 +142,21 @@ Hnsw::Hnsw(const std::string& path, int64_t labels, int64_t width) try {
   check_links(g, s, path);
   g.maxlevel_ = s.top_level;
   g.enterpoint_node_ = s.entry;
-} catch (const Error&) {
-  throw;
-} catch (const std::exception&) {
-  fail_machine("loading");
 }
 
 Ranked Hnsw::search(Vectors queries, int64_t k, Threads& threads) const {
-  if (queries.width != state_->space.width)
-    fail(Exit::input, "query vectors: expected width %d as the index has, found %d; use one model for both",
-         static_cast<int>(state_->space.width), static_cast<int>(queries.width));
+  require_width(queries, state_->space.width);
   Ranked lists(queries.count, k);
   std::atomic<bool> failed = false;  // an exception must not leave a worker
   threads.each(queries.count, [&](int64_t q, int) {
     try {
-      TopK best(k);
       for (auto found = state_->graph.searchKnn(queries.row(q), std::max(k, ef)); !found.empty(); found.pop())
-        if (std::isfinite(found.top().first)) best.offer(-found.top().first, found.top().second);
-      best.take_into(lists, q);
+        if (std::isfinite(found.top().first)) lists.offer(q, -found.top().first, found.top().second);
     } catch (const std::exception&) {
       failed = true;
     }
   });
-  if (failed) fail_machine("searching");
+  if (failed) fail(Exit::machine, "HNSW index: searching failed; free memory or use the exact scan");
   return lists;
 }
 

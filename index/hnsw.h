@@ -8,6 +8,8 @@
 
 namespace quest {
 
+class Progress;
+
 class Hnsw {
  public:
   static constexpr int64_t links = 16;             // M: links a label and level, twice as many on level 0
@@ -15,7 +17,7 @@ class Hnsw {
   static constexpr int64_t ef = 100;               // candidates kept while searching, at least k
 
   // Builds with one thread: two builds are identical. Labels with allowed[label] == 0 stay out (empty: none).
-  // progress counts labels. Throws Error(machine) when memory runs out.
+  // progress counts labels.
   Hnsw(Vectors labels, std::span<const uint8_t> allowed, Progress* progress = nullptr);
 
   // Loads what save wrote for so many labels of this width; throws Error(input) for anything else.

@@ -25,7 +25,7 @@ struct Propensity {
 struct Metrics {
   std::array<double, 13> percent{};  // by metric_names
   Propensity propensity;
-  std::vector<double> p1, r10;       // P@1 and R@10 of each query with a true label, in order, in percent
+  std::vector<double> p1, r10;  // P@1 and R@10 of each query with a true label, in order, in percent
 };
 
 // 1 + C (N_l + B)^-A with C = (ln N - 1)(B + 1)^A; N_l: training queries with label l, N: all of them.

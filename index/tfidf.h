@@ -3,31 +3,17 @@
 #pragma once
 #include <array>
 #include <functional>
+#include <map>
 #include <string>
-#include <string_view>
-#include <unordered_map>
+#include <utility>
 
 #include "index/ranked.h"
 
 namespace quest {
 
 class Threads;
-class Progress;
 
 using TextOf = std::function<std::string(int64_t)>;  // the text of row i; called by the calling thread
-
-// Sparse rows with values.
-struct SparseMatrix {
-  std::vector<int64_t> offsets{0};
-  std::vector<int32_t> columns;
-  std::vector<float> values;
-
-  int64_t rows() const { return static_cast<int64_t>(offsets.size()) - 1; }
-  template <class F>
-  void each(int64_t row, F&& f) const {  // f(column, value)
-    for (int64_t i = offsets[row]; i < offsets[row + 1]; ++i) f(columns[i], values[i]);
-  }
-};
 
 class Tfidf {
  public:
@@ -46,25 +32,23 @@ class Tfidf {
 
   // The lists of each method, without labels of score 0 (z_sum: without those outside the union). Dropped
   // before ranking: own[query] (-1 or empty: none) and labels with allowed[label] == 0 (empty: none). Same
-  // bits for any number of threads. progress counts queries.
+  // bits for any number of threads.
   std::array<Ranked, 4> rank(const TextOf& text, int64_t queries, std::span<const int32_t> own,
-                             std::span<const uint8_t> allowed, int64_t k, Threads&, Progress* = nullptr);
+                             std::span<const uint8_t> allowed, int64_t k, Threads&);
 
  private:
-  struct Hash : std::hash<std::string_view> {
-    using is_transparent = void;
-  };
+  using SparseVector = std::vector<std::pair<int32_t, float>>;  // column and value, columns ascending
   struct Work;
 
-  SparseMatrix count_words(const TextOf& text, int64_t first, int64_t end, bool learn);
-  void weigh(SparseMatrix& counts) const;
+  SparseVector count_words(const std::string& text, bool learn);
+  void weigh(SparseVector& counts) const;
   void measure_centroids();
-  void score(const SparseMatrix& queries, int64_t query, Work&) const;
+  void score(const SparseVector& query, Work&) const;
 
-  std::unordered_map<std::string, int32_t, Hash, std::equal_to<>> words_;  // ids
-  std::vector<double> idf_;                        // [words]; 0 for a word of one text
-  SparseMatrix queries_by_word_, labels_by_word_;  // rows are word ids
-  std::vector<float> centroid_lengths_;            // [labels], before they are made unit vectors
+  std::map<std::string, int32_t, std::less<>> words_;  // ids
+  std::vector<double> idf_;                            // [words]; 0 for a word of one text
+  std::vector<SparseVector> texts_by_word_;            // [words] training queries, then labels: their columns
+  std::vector<float> centroid_lengths_;                // [labels], before they are made unit vectors
   SparseRows training_;
 };
 

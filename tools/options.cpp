@@ -14,6 +14,7 @@
 
 #include "kernels/base/error.h"
 #include "kernels/base/json.h"
+#include "kernels/base/words.h"
 
 namespace quest {
 
@@ -155,7 +156,12 @@ std::vector<std::string> parse_options(const Command& command, int argc, char** 
 // --------------------------------------------------------------------------------------------------------------
 
 void write_options(JsonWriter& out, std::span<const Option> options) {
-  for (const Option& o : options) std::visit([&](const auto* value) { out.field(o.name, *value); }, o.target);
+  for (const Option& o : options) {
+    if (is_text(o) && !valid_utf8(*std::get<std::string*>(o.target)))
+      fail(Exit::usage, "--%s: expected UTF-8, found other bytes; write or name it otherwise",
+           o.name.c_str());
+    std::visit([&](const auto* value) { out.field(o.name, *value); }, o.target);
+  }
 }
 
 void read_options(const simdjson::dom::element& element, std::span<const Option> options,

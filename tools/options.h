@@ -53,7 +53,7 @@ struct Command {
 // arguments.
 std::vector<std::string> parse_options(const Command& command, int argc, char** argv);
 
-// One field an option, in the order of the table.
+// One field an option, in the order of the table. Throws Error(usage): a text is not UTF-8.
 void write_options(JsonWriter& out, std::span<const Option> options);
 // Reads what write_options wrote; `place` (the file) is named in errors. Throws Error(input): a field is
 // missing, unknown, of another type or out of range.

@@ -59,6 +59,10 @@ struct Run {
       fail(Exit::input,
            "%s/prompt.safetensors: expected the model %s, found %s; give the model it was trained with",
            folder.c_str(), prompt.text("model").c_str(), engine.model->sha256.c_str());
+    if (prompt.text("data") != data.sha256)
+      fail(Exit::input,
+           "%s/prompt.safetensors: expected the dataset %s, found %s; give the dataset it was trained with",
+           folder.c_str(), prompt.text("data").c_str(), data.sha256.c_str());
     labels.matrix("labels", static_cast<int64_t>(selection.labels.size()), engine.model->width);
     prompt.matrix("prompt", settings.prompt_rows, engine.model->width);
     if (settings.centre) mean = prompt.matrix("mean", 1, engine.model->width);

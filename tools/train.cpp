@@ -81,11 +81,36 @@ std::string new_run_folder() {
   return folder;
 }
 
+// The settings of a run to resume. What was given beside --resume may say where things lie and how the
+// machine is used (the checkpoint knows its model, dataset and kernels); it must not change the job.
+Settings settings_to_resume(const std::string& folder, Settings given) {
+  Settings settings = read_config(folder), none;
+  const std::vector<Option> to = job_options(settings), from = job_options(given), unset = job_options(none);
+  constexpr std::string_view free = " data model kernels threads text-cache rows recompute ";
+  for (size_t i = 0; i < to.size(); ++i)
+    std::visit(
+        [&](auto* target) {
+          using Pointer = decltype(target);
+          const auto& value = *std::get<Pointer>(from[i].target);
+          if (value == *std::get<Pointer>(unset[i].target) || value == *target) return;
+          if (free.find(" " + to[i].name + " ") == free.npos)
+            fail(
+                Exit::usage,
+                "--%s: expected the value of %s/config.json, found another; leave it out, or start a new run",
+                to[i].name.c_str(), folder.c_str());
+          *target = value;
+        },
+        to[i].target);
+  return settings;
+}
+
 int train(TrainOptions& o) {
   Interrupt interrupt;
   const bool resumed = !o.resume.empty();
+  if (resumed && !o.name.empty())
+    fail(Exit::usage, "--name with --resume: the run has its name already; leave one of them out");
   const std::string folder = resumed ? o.resume : o.name.empty() ? new_run_folder() : "runs/" + o.name;
-  if (resumed) o.settings = read_config(folder);
+  if (resumed) o.settings = settings_to_resume(folder, o.settings);
   if (!resumed && exists(folder + "/config.json"))
     fail(Exit::usage, "%s: exists already; choose another --name, or go on with --resume %s", folder.c_str(),
          folder.c_str());
@@ -134,7 +159,7 @@ Command train_command() {
   const auto o = std::make_shared<TrainOptions>();
   std::vector<Option> options = job_options(o->settings);
   options.push_back({"name", 'n', &o->name, "NAME", "run folder runs/NAME; without it the date and time"});
-  options.push_back({"resume", 0, &o->resume, "RUN", "go on with this run folder; its config.json decides"});
+  options.push_back({"resume", 0, &o->resume, "RUN", "go on with this run folder, as its config.json says"});
   options.push_back({"full", 0, &o->full, "", "the default dataset with all labels and test queries"});
   options.push_back({"json", 0, &o->json, "", "print result.json"});
   return {.name = "train",

@@ -31,6 +31,10 @@ Engine::Engine(const Settings& s)
   const std::string path = s.model.empty() ? default_model_path() : s.model;
   model = load_gguf(path);
   tokenizer = std::make_unique<Tokenizer>(Gguf(model->file));
+  std::vector<int32_t> start;
+  tokenizer->encode(s.init, start);
+  if (start.empty())
+    fail(Exit::usage, "--init: expected a text of at least one token, found '%s'", s.init.c_str());
   if (s.length + s.prompt_rows > model->max_positions)
     fail(Exit::usage, "--length %lld with --prompt-rows %lld: the model has %lld positions; take less",
          static_cast<long long>(s.length), static_cast<long long>(s.prompt_rows),

@@ -64,12 +64,19 @@ class Job {
         selection_(select_job(data_, settings)),
         engine_(settings),
         phases_{engine_, {}, {}} {
-    if (selection_.labels.empty() || selection_.test.empty())
+    if (selection_.labels.empty() || selection_.test.empty() || selection_.training.empty())
       fail(Exit::input,
-           "%s: expected labels with %lld training positives and test queries that have one, found %zu and "
-           "%zu; lower --min-positives or choose another dataset",
+           "%s: expected labels with %lld training positives, training and test queries that have one, found "
+           "%zu, %zu and %zu; lower --min-positives or choose a larger dataset",
            data_.path.c_str(), static_cast<long long>(settings.min_positives), selection_.labels.size(),
-           selection_.test.size());
+           selection_.training.size(), selection_.test.size());
+    if (selection_.validation.empty() && settings.validation > 0)
+      fail(Exit::input,
+           "%s: expected validation queries, found none of %zu training queries at --validation %g; give a "
+           "larger share, or 0 to train to the end without",
+           data_.path.c_str(), selection_.training.size(), settings.validation);
+    if (exists(folder + "/checkpoint.safetensors"))
+      Trainer::open_checkpoint(folder, engine_, settings, data_);  // fails now, not after the text pass
   }
   std::string run(const std::string& config, Interrupt&, std::string& table);
 
@@ -169,6 +176,10 @@ void Job::sample() {
                                                   : SamplerKind::minhash;
   options.k = static_cast<int64_t>(settings_.ratio * static_cast<double>(total));
   if (settings_.pairs > 0) options.k = std::min(options.k, settings_.pairs);
+  if (options.k == 0)
+    fail(Exit::input,
+         "%s: expected at least one training pair, found %lld at --ratio %g; give a larger share",
+         data_.path.c_str(), static_cast<long long>(total), settings_.ratio);
   pairs_ = sample_pairs(data_, filter, options, engine_.threads, &report_);
   fprintf(stderr, "%s", describe(report_).c_str());
   phases_.end("sample");
@@ -278,11 +289,11 @@ void Job::choose_untrained(Trainer& trainer) {
     return score_embeddings(name, s, rows_of_state(rows, s.texts, m),
                             rows_of_state(rows, texts_.of_label, m));
   };
+  const auto prompt = trainer.start_prompt();
+  std::vector<float> labels;  // with the start prompt, once for both sides
   const auto start = [&](const Side& s) {
-    const auto prompt = trainer.start_prompt();
-    const auto q = trainer.embed(prompt, s.texts, "start prompt, queries");
-    return score_embeddings("start prompt", s, q,
-                            trainer.embed(prompt, texts_.of_label, "start prompt, labels"));
+    if (labels.empty()) labels = trainer.embed(prompt, texts_.of_label, "start prompt, labels");
+    return score_embeddings("start prompt", s, trainer.embed(prompt, s.texts, "start prompt, queries"), labels);
   };
   const auto variant = [&](size_t i, const Side& s) {
     return i == 0   ? state("no prompt, last token", cache_->last(), {}, s)
@@ -329,9 +340,13 @@ void Job::evaluate_trained(Trainer& trainer) {
   TensorFile f;
   f.tensors["prompt"] = view_of(trainer.state.best, engine_.model->width);
   if (!trainer.state.mean.empty()) f.tensors["mean"] = view_of(trainer.state.mean, engine_.model->width);
-  f.metadata = {{"placement", settings_.placement},     {"pooling", settings_.pooling},
-                {"bos", "the prompt stands before it"}, {"model", engine_.model->sha256},
-                {"kernels", engine_.ops.path},          {"precision", settings_.precision}};
+  f.metadata = {{"placement", settings_.placement},
+                {"pooling", settings_.pooling},
+                {"bos", "the prompt stands before it"},
+                {"model", engine_.model->sha256},
+                {"kernels", engine_.ops.path},
+                {"precision", settings_.precision},
+                {"data", data_.sha256}};
   write_tensors(folder_ + "/prompt.safetensors", f);
   build_index(labels, queries);
   phases_.end("index");
@@ -391,9 +406,10 @@ std::string Job::result(const Trainer& trainer) {
 }
 
 std::string Job::run(const std::string& config, Interrupt& interrupt, std::string& table) {
+  sample();
+  make_folders(folder_);  // bad input has failed by now, and leaves no folder
   if (!exists(folder_ + "/config.json")) write_file(folder_ + "/config.json", config);
   engine_.interrupt = &interrupt;
-  sample();
   collect_texts();
   announce();
   phases_.end("probe", 0);
@@ -435,7 +451,6 @@ Dataset open_job_data(const Settings& settings) {
 
 std::string run_job(const Settings& settings, const std::string& folder, const std::string& config,
                     Interrupt& interrupt, std::string& table) {
-  make_folders(folder);
   try {
     return Job(settings, folder).run(config, interrupt, table);
   } catch (const Stopped&) {

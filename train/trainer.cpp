@@ -13,7 +13,6 @@
 #include "index/metrics.h"
 #include "kernels/base/error.h"
 #include "kernels/base/random.h"
-#include "train/tensors.h"
 
 namespace quest {
 
@@ -120,8 +119,6 @@ std::vector<float> Trainer::embed(const std::vector<float>& prompt, const std::v
 std::vector<float> Trainer::start_prompt() const {
   std::vector<int32_t> ids;
   engine_.tokenizer->encode(settings_.init, ids);
-  if (ids.empty())
-    fail(Exit::usage, "--init '%s': expected a text of at least one token", settings_.init.c_str());
   const auto K = static_cast<size_t>(settings_.prompt_rows);
   std::vector<int32_t> chosen;
   for (size_t k = 0; k < K; ++k) {
@@ -270,19 +267,27 @@ void Trainer::checkpoint() const {
   write_tensors(folder_ + "/checkpoint.safetensors", f);
 }
 
-bool Trainer::resume() {
-  const std::string path = folder_ + "/checkpoint.safetensors";
-  if (!exists(path)) return false;
-  const TensorFile f = read_tensors(path);
+TensorFile Trainer::open_checkpoint(const std::string& folder, const Engine& engine, const Settings& settings,
+                                    const Dataset& data) {
+  const std::string path = folder + "/checkpoint.safetensors";
+  TensorFile f = read_tensors(path);
   const auto same = [&](const char* what, const std::string& now, const char* advice) {
     if (f.text(what) != now)
       fail(Exit::input, "%s: expected %s %s, as the run was started with, found %s; %s", path.c_str(), what,
            f.text(what).c_str(), now.c_str(), advice);
   };
-  same("kernels", engine_.ops.path, "resume on a machine with those instructions, or start a new run");
-  same("precision", settings_.precision, "start a new run");
-  same("model", engine_.model->sha256, "give the model that the run was started with");
-  same("data", data_.sha256, "give the dataset that the run was started with");
+  same("kernels", engine.ops.path,
+       "give --kernels with those, on a machine that has them, or start a new run");
+  same("precision", settings.precision, "start a new run");
+  same("model", engine.model->sha256, "give the model that the run was started with");
+  same("data", data.sha256, "give the dataset that the run was started with");
+  return f;
+}
+
+bool Trainer::resume() {
+  const std::string path = folder_ + "/checkpoint.safetensors";
+  if (!exists(path)) return false;
+  const TensorFile f = open_checkpoint(folder_, engine_, settings_, data_);
   const auto read = [&](const char* name, int64_t rows) {
     const View v = f.matrix(name, rows, engine_.model->width);
     const auto* x = static_cast<const float*>(v.data);
@@ -338,7 +343,7 @@ bool Trainer::run(Interrupt& interrupt) {
     if (validated) {
       const double score = validate(state.prompt);
       line.field("validation_R@10", score);
-      if (score > state.best_score) {
+      if (score > state.best_score || selection_.validation.empty()) {  // without queries: the last prompt
         state.best = state.prompt, state.best_score = score, state.best_step = state.step, state.stale = 0;
       } else if (++state.stale >= settings_.patience) {
         state.finished = true;

@@ -8,6 +8,7 @@
 #include "train/engine.h"
 #include "train/select.h"
 #include "train/step.h"
+#include "train/tensors.h"
 
 namespace quest {
 
@@ -36,8 +37,12 @@ class Trainer {
           const std::vector<DrawnPair>& pairs, std::string folder);
 
   int64_t steps() const { return steps_; }
-  void start();          // start prompt, its mean, its validation score
-  bool resume();         // from the checkpoint; false when there is none yet
+  void start();   // start prompt, its mean, its validation score
+  bool resume();  // from the checkpoint; false when there is none yet
+  // The checkpoint of a run folder. Throws Error(input): damaged, or of another model, dataset, kernel path
+  // or precision.
+  static TensorFile open_checkpoint(const std::string& folder, const Engine&, const Settings&,
+                                    const Dataset&);
   bool run(Interrupt&);  // to the end, or false when interrupted (a checkpoint was written)
 
   // Unit embeddings of some texts with a prompt.

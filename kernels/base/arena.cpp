@@ -2,9 +2,12 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <fstream>
+#include <string>
 
 #include "kernels/base/error.h"
 
@@ -24,34 +27,25 @@ Arena::~Arena() { munmap(base_, limit_); }
 void* Arena::allocate(size_t bytes) {
   const size_t rounded = (bytes + 63) & ~size_t{63};
   if (rounded < bytes || rounded > limit_ - used_)
-    fail(Exit::machine, "memory: %.1f MiB more were needed with %.1f of %.1f MiB in use; use shorter texts, a smaller "
-         "batch or --text-cache 0", bytes / 0x1p20, used_ / 0x1p20, limit_ / 0x1p20);
+    fail(Exit::machine,
+         "memory: %.1f MiB more were needed with %.1f of %.1f MiB in use; use shorter texts, "
+         "a smaller batch or --text-cache 0",
+         bytes / 0x1p20, used_ / 0x1p20, limit_ / 0x1p20);
   void* p = base_ + used_;
   used_ += rounded;
-  if (used_ > peak_) peak_ = used_;
+  peak_ = std::max(peak_, used_);
   return p;
 }
 
 void Arena::poison() { memset(base_ + used_, 0xff, peak_ - used_); }
 
-static size_t read_number(const char* path, const char* format) {
-  FILE* f = fopen(path, "r");
-  if (!f) return SIZE_MAX;
-  char line[256];
-  size_t number = SIZE_MAX;
-  while (number == SIZE_MAX && fgets(line, sizeof line, f))
-    if (sscanf(line, format, &number) != 1) number = SIZE_MAX;
-  fclose(f);
-  return number;
-}
-
 size_t available_memory() {
-  size_t available = read_number("/proc/meminfo", "MemAvailable: %zu kB");
-  available = available == SIZE_MAX ? size_t{4} << 30 : available * 1024;
-  const size_t limit = read_number("/sys/fs/cgroup/memory.max", "%zu");
-  const size_t current = read_number("/sys/fs/cgroup/memory.current", "%zu");
-  if (limit != SIZE_MAX && current != SIZE_MAX && limit > current && limit - current < available)
-    available = limit - current;
+  size_t available = size_t{4} << 30, limit, used;  // 4 GiB where nothing can be read
+  std::ifstream info("/proc/meminfo");
+  for (std::string line; std::getline(info, line);)
+    if (size_t kib; sscanf(line.c_str(), "MemAvailable: %zu", &kib) == 1) available = kib * 1024;
+  std::ifstream group("/sys/fs/cgroup/memory.max"), current("/sys/fs/cgroup/memory.current");
+  if (group >> limit && current >> used && limit > used) available = std::min(available, limit - used);
   return available;
 }
 

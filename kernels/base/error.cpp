@@ -2,17 +2,17 @@
 
 #include <cstdarg>
 #include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <new>
 
 namespace quest {
 
 static std::string vformat(const char* fmt, va_list args) {
-  va_list again;
-  va_copy(again, args);
-  const int n = vsnprintf(nullptr, 0, fmt, again);
-  va_end(again);
-  std::string s(static_cast<size_t>(n < 0 ? 0 : n), '\0');
-  vsnprintf(s.data(), s.size() + 1, fmt, args);
-  return s;
+  char* text = nullptr;
+  if (vasprintf(&text, fmt, args) < 0) throw std::bad_alloc();
+  const std::unique_ptr<char, decltype(&free)> owner(text, free);
+  return text;
 }
 
 void fail(Exit code, const char* fmt, ...) {

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -17,31 +16,19 @@ namespace quest {
 namespace fs = std::filesystem;
 
 MappedFile::MappedFile(const std::string& path) : path_(path) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  struct stat st{};
-  if (fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
-    const int why = fd < 0 ? errno : EISDIR;
-    if (fd >= 0) close(fd);
-    fail(Exit::input, "%s: expected a readable file, found: %s; check the path", path.c_str(), strerror(why));
-  }
-  size_ = static_cast<size_t>(st.st_size);
+  std::error_code why;
+  size_ = fs::file_size(path, why);  // fails for all but regular files
+  const int fd = why ? -1 : open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0)
+    fail(Exit::input, "%s: expected a readable file, found: %s; check the path", path.c_str(),
+         why ? why.message().c_str() : strerror(errno));
   void* map = size_ ? mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0) : nullptr;
   close(fd);
-  if (map == MAP_FAILED) fail(Exit::machine, "%s: cannot map %zu bytes: %s", path.c_str(), size_, strerror(errno));
-  data_ = static_cast<const std::byte*>(map);
-}
-
-MappedFile::MappedFile(MappedFile&& other) noexcept { *this = std::move(other); }
-
-MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
-  std::swap(data_, other.data_);
-  std::swap(size_, other.size_);
-  std::swap(path_, other.path_);
-  return *this;
-}
-
-MappedFile::~MappedFile() {
-  if (data_) munmap(const_cast<std::byte*>(data_), size_);
+  if (map == MAP_FAILED)
+    fail(Exit::machine, "%s: cannot map %zu bytes: %s", path.c_str(), size_, strerror(errno));
+  data_.reset(static_cast<const std::byte*>(map), [map, n = size_](const std::byte*) {
+    if (map) munmap(map, n);
+  });
 }
 
 void MappedFile::require_multiple(size_t element) const {
@@ -51,8 +38,20 @@ void MappedFile::require_multiple(size_t element) const {
 }
 
 [[noreturn]] static void fail_write(const std::string& path, const char* what) {
-  fail(Exit::machine, "%s: %s failed: %s; free space or choose another folder, then run again", path.c_str(), what,
-       strerror(errno));
+  fail(Exit::machine, "%s: %s failed: %s; free space or choose another folder, then run again",
+       path.c_str(), what, strerror(errno));
+}
+
+static void sync_folder(const std::string& path) {
+  const int fd = open(path.empty() ? "." : path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const int result = fsync(fd);  // fails for -1 too
+  if (fd >= 0) close(fd);
+  if (result != 0) fail_write(path, "fsync of the folder");
+}
+
+static void rename_synced(const std::string& from, const std::string& to) {
+  if (rename(from.c_str(), to.c_str()) != 0) fail_write(to, "rename");
+  sync_folder(fs::path(to).parent_path());
 }
 
 OutFile::OutFile(const std::string& path) : path_(path), temporary_(path + ".tmp") {
@@ -61,9 +60,8 @@ OutFile::OutFile(const std::string& path) : path_(path), temporary_(path + ".tmp
 }
 
 OutFile::~OutFile() {
-  if (fd_ < 0) return;
   close(fd_);
-  unlink(temporary_.c_str());
+  unlink(temporary_.c_str());  // nothing, after commit()
 }
 
 void OutFile::write(const void* bytes, size_t count) {
@@ -84,9 +82,7 @@ void OutFile::flush() {
 void OutFile::commit() {
   flush();
   if (fsync(fd_) != 0) fail_write(temporary_, "fsync");
-  if (rename(temporary_.c_str(), path_.c_str()) != 0) fail_write(path_, "rename");
-  close(std::exchange(fd_, -1));
-  sync_folder(fs::path(path_).parent_path());
+  rename_synced(temporary_, path_);
 }
 
 void write_file(const std::string& path, std::string_view text) {
@@ -97,10 +93,7 @@ void write_file(const std::string& path, std::string_view text) {
 
 std::string read_file(const std::string& path) { return std::string(MappedFile(path).text()); }
 
-bool exists(const std::string& path) {
-  std::error_code ignored;
-  return fs::exists(path, ignored);
-}
+bool exists(const std::string& path) { return access(path.c_str(), F_OK) == 0; }
 
 void make_folders(const std::string& path) {
   std::error_code why;
@@ -108,17 +101,11 @@ void make_folders(const std::string& path) {
   if (why) fail(Exit::machine, "%s: cannot make the folder: %s", path.c_str(), why.message().c_str());
 }
 
-void sync_folder(const std::string& path) {
-  const int fd = open(path.empty() ? "." : path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  const int result = fd < 0 ? -1 : fsync(fd);
-  if (fd >= 0) close(fd);
-  if (result != 0) fail_write(path, "fsync of the folder");
-}
-
 OutFolder::OutFolder(const std::string& path) : path_(path) {
   while (path_.size() > 1 && path_.back() == '/') path_.pop_back();
   temporary_ = path_ + ".tmp";
-  if (exists(path_)) fail(Exit::usage, "%s: exists already; choose another name or remove it first", path_.c_str());
+  if (exists(path_))
+    fail(Exit::usage, "%s: exists already; choose another name or remove it first", path_.c_str());
   std::error_code ignored;
   fs::remove_all(temporary_, ignored);
   make_folders(temporary_);
@@ -126,14 +113,12 @@ OutFolder::OutFolder(const std::string& path) : path_(path) {
 
 OutFolder::~OutFolder() {
   std::error_code ignored;
-  if (!committed_) fs::remove_all(temporary_, ignored);
+  fs::remove_all(temporary_, ignored);
 }
 
 void OutFolder::commit() {
   sync_folder(temporary_);
-  if (rename(temporary_.c_str(), path_.c_str()) != 0) fail_write(path_, "rename");
-  committed_ = true;
-  sync_folder(fs::path(path_).parent_path());
+  rename_synced(temporary_, path_);
 }
 
 }  // namespace quest

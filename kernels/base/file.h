@@ -1,37 +1,36 @@
-// Files: read through a read-only map, written by write() to a temporary file, synced, renamed. Nothing half-written stays.
+// Files: read through a read-only map, written by write() to a temporary file, synced, renamed. Nothing
+// half-written stays.
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 
 namespace quest {
 
-// A file mapped read-only for the life of the object. An empty file maps to an empty span.
+// A file mapped read-only while this object or a copy lives. An empty file maps to an empty span.
 class MappedFile {
  public:
   MappedFile() = default;
   explicit MappedFile(const std::string& path);  // throws Error(input) when it cannot be opened
-  MappedFile(MappedFile&& other) noexcept;
-  MappedFile& operator=(MappedFile&& other) noexcept;
-  ~MappedFile();
 
-  const std::byte* data() const { return data_; }
+  const std::byte* data() const { return data_.get(); }
   size_t size() const { return size_; }
   const std::string& path() const { return path_; }
-  std::string_view text() const { return {reinterpret_cast<const char*>(data_), size_}; }
+  std::string_view text() const { return {reinterpret_cast<const char*>(data()), size_}; }
 
   // The whole file as an array of T; throws Error(input) unless its size is a multiple of sizeof(T).
   template <class T>
   std::span<const T> array() const {
     require_multiple(sizeof(T));
-    return {reinterpret_cast<const T*>(data_), size_ / sizeof(T)};
+    return {reinterpret_cast<const T*>(data()), size_ / sizeof(T)};
   }
 
  private:
   void require_multiple(size_t element) const;
-  const std::byte* data_ = nullptr;
+  std::shared_ptr<const std::byte> data_;
   size_t size_ = 0;
   std::string path_;
 };
@@ -41,8 +40,7 @@ class MappedFile {
 class OutFile {
  public:
   explicit OutFile(const std::string& path);
-  OutFile(const OutFile&) = delete;
-  OutFile& operator=(const OutFile&) = delete;
+  OutFile(OutFile&&) = delete;
   ~OutFile();
   void write(const void* bytes, size_t count);
   void write(std::string_view text) { write(text.data(), text.size()); }
@@ -59,23 +57,20 @@ class OutFile {
 void write_file(const std::string& path, std::string_view text);  // OutFile in one call
 std::string read_file(const std::string& path);                   // throws Error(input)
 bool exists(const std::string& path);
-void make_folders(const std::string& path);                       // mkdir -p; throws Error(machine)
-void sync_folder(const std::string& path);                        // fsync of a directory; throws Error(machine)
+void make_folders(const std::string& path);  // mkdir -p; throws Error(machine)
 
 // Builds a folder beside its place (PATH.tmp) and moves it there by commit(); removed when not committed.
 // An existing PATH is refused (Error(usage)).
 class OutFolder {
  public:
   explicit OutFolder(const std::string& path);
-  OutFolder(const OutFolder&) = delete;
-  OutFolder& operator=(const OutFolder&) = delete;
+  OutFolder(OutFolder&&) = delete;
   ~OutFolder();
   std::string file(const std::string& name) const { return temporary_ + "/" + name; }
   void commit();
 
  private:
   std::string path_, temporary_;
-  bool committed_ = false;
 };
 
 }  // namespace quest

@@ -242,9 +242,7 @@ TEST(Metrics, EqualsNumpyOnRealLabels) {
     for (uint64_t j = 0; j < 150; ++j) candidates.push_back(int32_t(random_bits(1, q, j) % labels));
     std::sort(candidates.begin(), candidates.end());
     candidates.erase(std::unique(candidates.begin(), candidates.end()), candidates.end());
-    TopK best(100);
-    for (const int32_t c : candidates) best.offer(static_cast<float>(random_bits(2, q, c) >> 40), c);
-    best.take_into(lists, q);
+    for (const int32_t c : candidates) lists.offer(q, static_cast<float>(random_bits(2, q, c) >> 40), c);
   }
   const std::pair<Propensity, std::array<double, 13>> golden[] = {
 #include "tests/index/metrics_golden.inc"

@@ -6,7 +6,7 @@
     python tests/peers/parity.py MODEL.gguf --self-check      the reference alone: padding, batches, double precision
 
 256 documents of DATA (title and content, cut at 64 tokens by quest's own tokenizer), prefix prompt K=16 and suffix
-K=8, last and mean pooling. transformers computes in fp32 (a few minutes; kept in WORK/reference for the next time),
+K=8, last and mean pooling. transformers computes in fp32 (kept in WORK/reference for the next time),
 quest in fp32 and bf16. Measured, with its limit (exit status 1 when one is exceeded, or not a number):
 
     embeddings  |a - b| / |b - mean b|, Frobenius          1e-3 fp32, 5e-2 bf16
@@ -168,7 +168,9 @@ def read_results(folder, header):
 
 
 def digest(header, arrays):
-    h = hashlib.sha256(json.dumps({**header, "model": "", "precision": ""}).encode())
+    model = pathlib.Path(header["model"])
+    key = {**header, "model": [model.name, model.stat().st_size], "precision": ""}
+    h = hashlib.sha256(json.dumps(key).encode())
     for array in arrays.values():
         h.update(array.tobytes())
     return h.hexdigest()[:16]
