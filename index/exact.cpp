@@ -19,13 +19,9 @@ Ranked drop_own(const Ranked& lists, std::span<const int32_t> own, int64_t k) {
 
 double list_recall(const Ranked& lists, const Ranked& exact) {
   double found = 0, wanted = 0;
-  for (int64_t q = 0; q < exact.queries; ++q) {
-    for (const int32_t id : exact.row(q)) {
-      if (id < 0) continue;
-      wanted += 1;
-      found += std::ranges::count(lists.row(q), id);
-    }
-  }
+  for (int64_t q = 0; q < exact.queries; ++q)
+    for (const int32_t id : exact.row(q))
+      if (id >= 0) wanted += 1, found += std::ranges::count(lists.row(q), id);
   return wanted > 0 ? 100 * found / wanted : 100;
 }
 

@@ -90,9 +90,8 @@ Interval paired_bootstrap(std::span<const double> a, std::span<const double> b, 
   const size_t n = a.size();
   if (b.size() != n || n == 0)
     fail(Exit::usage,
-         "bootstrap: expected two lists of as many queries, found %zu and %zu; evaluate both on "
-         "the same queries",
-         n, b.size());
+         "bootstrap: expected two lists of as many queries, found %zu and %zu; rank the same queries", n,
+         b.size());
   const auto count = static_cast<double>(n);
   std::vector<double> difference(n), means(resamples);
   double total = 0;

@@ -43,10 +43,12 @@ const MatmulPath* find_path(const char* name) {
 
 namespace {
 
-constexpr int64_t panel_inner = 384;  // inner indices of a panel: a tile's rows of x fit the L1 cache
-constexpr int64_t x_stride = 400;     // words; an odd number of cache lines, so rows fall into different sets
-constexpr int64_t row_block = 1152;   // rows of x packed at a time: a multiple of each tile's
-constexpr int64_t width = 96;         // columns of a work item: a multiple of each tile's, and of a block
+// Inner indices of a panel. The shorter, the less a sum's rounding grows; a tile's rows of x fit the L1
+// cache.
+constexpr int64_t panel_inner = 192;
+constexpr int64_t x_stride = 208;    // words; an odd number of cache lines, so rows fall into different sets
+constexpr int64_t row_block = 1152;  // rows of x packed at a time: a multiple of each tile's
+constexpr int64_t width = 96;        // columns of a work item: a multiple of each tile's, and of a block
 constexpr int64_t widest_tile = 48;
 
 int64_t tiles_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
@@ -107,8 +109,7 @@ void pack_transposed(const Product& p, int64_t column, int64_t first, int64_t co
       decode(p.w.type, row_pointer(p.w, column + n), first + k, length, block + n * block_size);
     if (p.bf16) round_all(block, real * block_size);
     for (int64_t i = 0; i < length; ++i)
-      for (int64_t n = 0; n < columns; ++n)
-        panel[(k + i) * columns + n] = block[n * block_size + i];
+      for (int64_t n = 0; n < columns; ++n) panel[(k + i) * columns + n] = block[n * block_size + i];
   }
 }
 

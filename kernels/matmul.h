@@ -1,8 +1,9 @@
 // y = x . w^T and dx = dy . w with weights that stay packed, as one product of x [R,K] and B [K,N].
 //
 // One work item is a block of columns (outputs). Its weights are decoded panel by panel
-// into scratch of the item's thread, and meet all rows there in register tiles. Every output is one lane:
-// its sum goes over the inner index, ascending, in fp32, and waits in memory between two panels. So its bits
+// into scratch of the item's thread, and meet all rows there in register tiles. Every output is one lane, in
+// fp32: each panel is summed from zero, inner index ascending, and added to the panels before it, which wait
+// in memory (two levels: the error grows with the panel, not with the whole length). So an output's bits
 // depend on nothing but its row of x, its column of B and the path.
 #pragma once
 #include <span>
@@ -13,7 +14,7 @@ namespace quest {
 
 struct MatmulPath {
   // acc[r][n] += sum over k ascending of x[r][k] * w[k][n], r < rows, n < columns, k < steps.
-  // x: rows 400 words apart; w: rows of `columns` words; acc: rows of `columns` floats; both 64-byte aligned.
+  // x: rows 208 words apart; w: rows of `columns` words; acc: rows of `columns` floats; both 64-byte aligned.
   using Tile = void (*)(const float* x, const float* w, float* acc, int64_t steps);
 
   const char* name;

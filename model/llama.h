@@ -20,11 +20,11 @@ struct Layer {
 
 struct Model {
   int64_t layers = 0, width = 0, mlp = 0, vocabulary = 0, max_positions = 0;
-  Heads heads{};        // H, G, D
+  Heads heads{};  // H, G, D
   double eps = 1e-5, rope_base = 1e4;
-  View embedding;       // [V,d] packed
-  View final_norm;      // [1,d] f32
-  View turns;           // [max_positions,D] f32: cos and sin of every position, see ops.h rope
+  View embedding;   // [V,d] packed
+  View final_norm;  // [1,d] f32
+  View turns;       // [max_positions,D] f32: cos and sin of every position, see ops.h rope
   std::vector<Layer> layer;
 
   std::string name, path, sha256;
@@ -35,8 +35,8 @@ struct Model {
   double flops_per_token() const;  // 2 per weight of the linear layers: one forward pass of one row
 };
 
-// Opens a GGUF of the llama architecture (../FORMATS: GGUF version 2 and 3). Every offset, size, shape, type and scale
-// is checked; throws Error(input) naming file, tensor or key, expected and found.
+// Opens a GGUF of the llama architecture (../FORMATS: GGUF version 2 and 3). Every offset, size, shape, type
+// and scale is checked; throws Error(input) naming file, tensor or key, expected and found.
 std::unique_ptr<Model> load_gguf(const std::string& path);
 
 }  // namespace quest

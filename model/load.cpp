@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <sstream>
 #include <unordered_set>
 
 #include "kernels/base/hash.h"
@@ -14,24 +15,24 @@ namespace {
 
 constexpr int64_t position_limit = 8192;  // rows of the table of turns
 
-// The number of the first value (plain types) or block with NaN or infinity in it; -1 when there is none.
-// Looks at the exponents of `count` 16-bit floats, or upper halves of fp32, from `first` on in every `step`
-// bytes.
+// The number of the first block (of one value, in plain types) with NaN or infinity in it; -1 when there is
+// none. Looks at the exponents of the 16-bit floats that a block starts with: its value, or scale and
+// minimum, or the upper half of an fp32.
 int64_t first_not_finite(const Gguf::Tensor& t) {
-  const bool plain32 = t.type == Type::f32, four = t.type == Type::q4_1;
-  const int64_t step = plain32 ? 4 : four ? 20 : t.type == Type::q8_0 ? 34 : 2;
-  const int64_t first = plain32 ? 2 : 0, count = four ? 2 : 1;
-  const uint16_t exponent = plain32 || t.type == Type::bf16 ? 0x7f80 : 0x7c00;
-  for (int64_t at = 0; at < t.bytes; at += step)
-    for (int64_t i = 0; i < count; ++i) {
+  const int64_t first = t.type == Type::f32 ? 2 : 0, end = first + (t.type == Type::q4_1 ? 4 : 2);
+  const uint16_t exponent = t.type == Type::f32 || t.type == Type::bf16 ? 0x7f80 : 0x7c00;
+  for (int64_t at = 0; at < t.bytes; at += t.block)
+    for (int64_t i = first; i < end; i += 2) {
       uint16_t bits;
-      std::memcpy(&bits, t.data + at + first + 2 * i, 2);
-      if ((bits & exponent) == exponent) return at / step;
+      std::memcpy(&bits, t.data + at + i, 2);
+      if ((bits & exponent) == exponent) return at / t.block;
     }
   return -1;
 }
 
-std::string shape(int64_t cols, int64_t rows) { return std::to_string(cols) + " x " + std::to_string(rows); }
+std::string shape(int64_t cols, int64_t rows, int64_t more) {
+  return std::to_string(cols) + " x " + std::to_string(rows) + (more > 1 ? " x more" : "");
+}
 
 // Hands out the tensors of a file, checked, and remembers which.
 struct Weights {
@@ -43,15 +44,12 @@ struct Weights {
     const Gguf::Tensor* t = gguf.find(name);
     if (!t) gguf.refuse(place, "it in every llama model", "none", "pass a complete model");
     used.insert(t->name);
-    const std::string more = t->ne[2] * t->ne[3] > 1 ? " x more" : "";
-    if (t->ne[0] != cols || t->ne[1] != rows || !more.empty())
-      gguf.refuse(place, shape(cols, rows) + " (inputs x outputs, by the metadata)",
-                  shape(t->ne[0], t->ne[1]) + more);
+    const std::string right = shape(cols, rows, 1), found = shape(t->ne[0], t->ne[1], t->ne[2] * t->ne[3]);
+    if (found != right) gguf.refuse(place, right + " (inputs x outputs, by the metadata)", found);
     if (rows == 1 && t->type != Type::f32)
       gguf.refuse(place, "a norm of type F32", "another type", "convert the model");
     if (const int64_t bad = first_not_finite(*t); bad >= 0)
-      gguf.refuse(place, "finite numbers", "NaN or infinity in value or block " + std::to_string(bad),
-                  "the file is damaged, fetch it again");
+      gguf.refuse(place, "finite numbers", "NaN or infinity in value or block " + std::to_string(bad));
     return {const_cast<std::byte*>(t->data), t->type, rows, cols, cols};
   }
 };
@@ -59,39 +57,40 @@ struct Weights {
 // Sizes and constants of the architecture, under llama.cpp's keys.
 void read_sizes(const Gguf& gguf, Model& m) {
   const auto require = [&](bool good, const std::string& key, const std::string& expected,
-                           const std::string& found) {
-    if (!good) gguf.refuse("key " + key, expected, found, "pass a model that this version reads");
+                           const auto& found) {
+    if (!good)
+      gguf.refuse("key " + key, expected, (std::ostringstream() << found).str(),
+                  "pass a model that this version reads");
   };
   const auto size = [&](const std::string& key, int64_t missing = 0) {
-    const int64_t n = missing ? gguf.integer("llama." + key, missing) : gguf.integer("llama." + key);
-    require(n > 0, "llama." + key, "a number above 0", std::to_string(n));
+    const int64_t n = missing ? gguf.integer(key, missing) : gguf.integer(key);
+    require(n > 0, key, "a number above 0", n);
     return n;
   };
   const std::string architecture = gguf.text("general.architecture");
   require(architecture == "llama", "general.architecture", "llama", architecture);
   require(gguf.integer("split.count", 1) <= 1, "split.count", "a model in one file", "several");
   m.name = gguf.text("general.name", "");
-  m.layers = size("block_count");
-  m.width = size("embedding_length");
-  m.mlp = size("feed_forward_length");
-  m.max_positions = std::min(size("context_length"), position_limit);
+  m.layers = size("llama.block_count");
+  m.width = size("llama.embedding_length");
+  m.mlp = size("llama.feed_forward_length");
+  m.max_positions = std::min(size("llama.context_length"), position_limit);
   auto& [heads, kv_heads, head] = m.heads;
-  heads = size("attention.head_count");
-  kv_heads = size("attention.head_count_kv", heads);
-  require(heads % kv_heads == 0, "llama.attention.head_count_kv", "a divisor of the heads",
-          std::to_string(kv_heads));
-  require(m.width % heads == 0 || gguf.has("llama.attention.key_length"), "llama.attention.head_count",
-          "a divisor of the width", std::to_string(heads));
-  head = size("attention.key_length", m.width / heads);
-  require(head % 2 == 0, "llama.attention.key_length", "an even number", std::to_string(head));
-  for (const char* key : {"attention.value_length", "rope.dimension_count"})
-    require(size(key, head) == head, std::string("llama.") + key, "the head size " + std::to_string(head),
-            std::to_string(size(key, head)));
-  m.eps = gguf.number("llama.attention.layer_norm_rms_epsilon");
-  m.rope_base = gguf.number("llama.rope.freq_base", 1e4);
-  require(m.eps >= 1e-12 && m.eps <= 1, "llama.attention.layer_norm_rms_epsilon", "a number in [1e-12, 1]",
-          std::to_string(m.eps));
-  require(m.rope_base >= 1, "llama.rope.freq_base", "a number of at least 1", std::to_string(m.rope_base));
+  heads = size("llama.attention.head_count");
+  kv_heads = size("llama.attention.head_count_kv", heads);
+  require(heads % kv_heads == 0, "llama.attention.head_count_kv", "a divisor of the heads", kv_heads);
+  const std::string key_length = "llama.attention.key_length";
+  require(m.width % heads == 0 || gguf.has(key_length), "llama.attention.head_count",
+          "a divisor of the width", heads);
+  head = size(key_length, m.width / heads);
+  require(head % 2 == 0, key_length, "an even number", head);
+  for (const char* key : {"llama.attention.value_length", "llama.rope.dimension_count"})
+    require(size(key, head) == head, key, "the head size " + std::to_string(head), size(key, head));
+  const std::string eps = "llama.attention.layer_norm_rms_epsilon", base = "llama.rope.freq_base";
+  m.eps = gguf.number(eps);
+  require(m.eps >= 1e-12 && m.eps <= 1, eps, "a number in [1e-12, 1]", m.eps);
+  m.rope_base = gguf.number(base, 1e4);
+  require(m.rope_base >= 1 && m.rope_base <= 1e12, base, "a number in [1, 1e12]", m.rope_base);
   const bool factor = gguf.number("llama.rope.scaling.factor", 1) != 1;
   const std::string scaling = gguf.text("llama.rope.scaling.type", factor ? "a factor" : "none");
   require(scaling == "none", "llama.rope.scaling.type", "none (scaled rope comes in the next version)",
@@ -99,8 +98,6 @@ void read_sizes(const Gguf& gguf, Model& m) {
 }
 
 void read_weights(const Gguf& gguf, Model& m) {
-  if (gguf.find("rope_freqs.weight"))
-    gguf.refuse("tensor rope_freqs.weight", "no scaling of the rope", "one", "the next version will read it");
   Weights weights{gguf, {"output.weight"}};  // the language model's head is not used
   const int64_t d = m.width, q = m.heads.heads * m.heads.size, kv = m.heads.kv_heads * m.heads.size;
   const Gguf::Tensor* embedding = gguf.find("token_embd.weight");
@@ -122,8 +119,10 @@ void read_weights(const Gguf& gguf, Model& m) {
   }
   for (const Gguf::Tensor& t : gguf.tensors())
     if (!weights.used.count(t.name))
-      gguf.refuse("tensor " + std::string(t.name), "only the tensors of a plain llama", "this one",
-                  "pass another model");
+      gguf.refuse("tensor " + std::string(t.name),
+                  "only the tensors of a plain llama (rope factors come in "
+                  "the next version)",
+                  "this one", "pass another model");
 }
 
 // Angles as transformers computes them: frequency and angle rounded to fp32, then cos and sin of that angle.

@@ -2,8 +2,8 @@
 //   prefix prompt   rows = the prompt            no context             its keys and values serve every text
 //   texts           rows = tokens of all texts   context: prefix or none
 //   suffix prompt   rows = the prompt, once a text   context: the text's keys and values (perhaps cached)
-// Rows of all groups stand packed, without padding. The last layer computes queries, attention and MLP only for the
-// query rows, from which embeddings are pooled.
+// Rows of all groups stand packed, without padding. The last layer computes queries, attention and MLP only
+// for the query rows, from which embeddings are pooled.
 #pragma once
 #include "kernels/ops.h"
 #include "model/llama.h"
@@ -11,12 +11,12 @@
 namespace quest {
 
 struct Batch {
-  const Group* groups = nullptr;         // [count] every row is a query row
-  const Group* pooled = nullptr;         // [count] the same groups in the last layer: only the Q query rows
+  const Group* groups = nullptr;  // [count] every row is a query row
+  const Group* pooled = nullptr;  // [count] the same groups in the last layer: only the Q query rows
   int64_t count = 0;
-  int64_t rows = 0, queries = 0;         // R, Q
-  const int32_t* positions = nullptr;    // [R] rope position of each row
-  const int32_t* query_rows = nullptr;   // [Q] row of each query row, ascending
+  int64_t rows = 0, queries = 0;        // R, Q
+  const int32_t* positions = nullptr;   // [R] rope position of each row
+  const int32_t* query_rows = nullptr;  // [Q] row of each query row, ascending
 };
 
 // What stays in memory for the backward pass. The bits of every result are the same.
@@ -39,10 +39,10 @@ struct Pass {
   const Context& context;
   Batch batch;
   Keep keep;
-  View inputs;     // [layers*R,d] acc, or [R,d] when nothing is kept; the first R rows are the pass's input
-  View output;     // [Q,d] acc: residual stream after the last layer
-  KeyValues own;   // keys and values of these rows; layer_bytes == 0: one place for all layers
-  std::byte* kept; // other activations of all layers, or of one
+  View inputs;      // [layers*R,d] acc, or [R,d] when nothing is kept; the first R rows are the pass's input
+  View output;      // [Q,d] acc: residual stream after the last layer
+  KeyValues own;    // keys and values of these rows; layer_bytes == 0: one place for all layers
+  std::byte* kept;  // other activations of all layers, or of one
   int64_t kept_bytes;  // from one layer's to the next one's; 0: one place for all layers
 
   View input(int64_t layer) const;
@@ -54,12 +54,12 @@ View new_matrix(const Context&, int64_t rows, int64_t cols, Type type);
 
 int64_t key_value_bytes(const Model&, Type activation);  // of one row in one layer
 
-// Reserves the pass's memory in the arena; the caller then fills input(0). store: where the keys and values of all
-// layers go (layers * rows * key_value_bytes), or data == nullptr.
+// Reserves the pass's memory in the arena; the caller then fills input(0). store: where the keys and values
+// of all layers go (layers * rows * key_value_bytes), or data == nullptr.
 Pass begin_pass(const Model&, const Context&, Batch, Keep, KeyValues store);
 
-// Work of a forward pass, and of its backward pass too: 2 FLOP a weight of the linear layers and row. Attention and
-// recomputation are not counted.
+// Work of a forward pass, and of its backward pass too: 2 FLOP a weight of the linear layers and row.
+// Attention and recomputation are not counted.
 double pass_flops(const Model&, int64_t rows, int64_t queries);
 
 // Runs all layers and the final norm; h [Q,d] acc.
@@ -70,9 +70,9 @@ void forward_layer(const Pass&, int64_t layer, View out);
 
 // From dh [Q,d] back. Every View may be absent (data == nullptr).
 struct PassGradients {
-  View input;      // [R,d] acc, =: gradient of input(0)
-  View context;    // [layers*C,2*G*D] acc, +=: of the one context that all groups share
-  View kv;         // [layers*R,2*G*D] acc: what other passes ask of these rows' keys and values
+  View input;    // [R,d] acc, =: gradient of input(0)
+  View context;  // [layers*C,2*G*D] acc, +=: of the one context that all groups share
+  View kv;       // [layers*R,2*G*D] acc: what other passes ask of these rows' keys and values
 };
 void backward(const Pass&, View dh, const PassGradients&);
 

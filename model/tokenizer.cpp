@@ -1,6 +1,8 @@
 #include "model/tokenizer.h"
 
 #include <algorithm>
+#include <functional>
+#include <queue>
 
 #include "kernels/base/words.h"
 
@@ -20,40 +22,38 @@ std::array<int32_t, 0x144> byte_alphabet() {
 
 enum class Class { letter, number, space, other };
 
-Class class_of(int32_t c) {
-  if (c < 0x80) {
-    if ((c | 0x20) >= 'a' && (c | 0x20) <= 'z') return Class::letter;
-    if (c >= '0' && c <= '9') return Class::number;
-    return c == ' ' || (c >= 9 && c <= 13) ? Class::space : Class::other;
-  }
+// Of the character at `at`. Numbers stand alone, character by character, and the pattern sees only what is
+// between them: it cannot tell a number from the end of the text, so that end counts as one.
+Class class_at(std::string_view text, size_t at) {
+  if (at == text.size()) return Class::number;
+  const int32_t c = next_code_point(text, at);
   const auto category = utf8proc_category(c);
   if (category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_LO) return Class::letter;
   if (category >= UTF8PROC_CATEGORY_ND && category <= UTF8PROC_CATEGORY_NO) return Class::number;
   const bool separator = category >= UTF8PROC_CATEGORY_ZS && category <= UTF8PROC_CATEGORY_ZP;
-  return separator || c == 0x85 ? Class::space : Class::other;  // = White_Space
+  return separator || (c >= 9 && c <= 13) || c == 0x85 ? Class::space : Class::other;  // = White_Space
 }
 
-// The end of the run of one class that starts at `at`.
+// The end of the run of one class that goes on at `at`.
 size_t run_end(std::string_view text, size_t at, Class kind) {
-  for (size_t next = at; at < text.size(); at = next)
-    if (class_of(next_code_point(text, next)) != kind) break;
+  while (at < text.size() && class_at(text, at) == kind) next_code_point(text, at);
   return at;
 }
 
-// The end of the match at `at` of GPT-2's pattern, in a text without numbers:
+// The end of the number at `at`, or of the match of GPT-2's pattern between numbers:
 //   's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 size_t match_end(std::string_view text, size_t at) {
   for (std::string_view suffix : {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"})
     if (text.substr(at).starts_with(suffix)) return at + suffix.size();
+  const Class kind = class_at(text, at);
   size_t next = at;
-  Class kind = class_of(next_code_point(text, next));
-  if (text[at] == ' ' && next < text.size()) {
-    size_t after = next;
-    if (const Class following = class_of(next_code_point(text, after)); following != Class::space)
-      return run_end(text, next, following);
-  }
-  const size_t end = run_end(text, at, kind);
-  if (kind != Class::space || end == text.size() || end == next) return end;
+  const bool blank = next_code_point(text, next) == ' ';
+  if (kind == Class::number) return next;
+  const Class following = class_at(text, next);
+  if (blank && (following == Class::letter || following == Class::other))
+    return run_end(text, next, following);
+  const size_t end = run_end(text, next, kind);
+  if (kind != Class::space || end == next || class_at(text, end) == Class::number) return end;
   size_t last = end - 1;  // the last white space of a run goes to what follows
   while ((static_cast<unsigned char>(text[last]) & 0xc0) == 0x80) --last;
   return last;
@@ -83,10 +83,8 @@ Tokenizer::Tokenizer(const Gguf& gguf) {
                 "model " + model + " with pre " + pre, "pass another model");
   read_tokens(gguf);
   read_merges(gguf);
-  bos_ = special(gguf, "tokenizer.ggml.bos_token_id");
-  eos_ = special(gguf, "tokenizer.ggml.eos_token_id");
-  add_bos_ = gguf.flag("tokenizer.ggml.add_bos_token", false) && bos_ >= 0;
-  add_eos_ = gguf.flag("tokenizer.ggml.add_eos_token", false) && eos_ >= 0;
+  bos_ = always_added(gguf, "bos");
+  eos_ = always_added(gguf, "eos");
 }
 
 void Tokenizer::read_tokens(const Gguf& gguf) {
@@ -108,13 +106,15 @@ void Tokenizer::read_tokens(const Gguf& gguf) {
       if (c < alphabet.size() && alphabet[c] >= 0) bytes += static_cast<char>(alphabet[c]);
     }
     if (added)
-      added_.push_back(static_cast<int32_t>(id)), starts_added_[static_cast<unsigned char>(token[0])] = true;
+      added_.push_back(static_cast<int32_t>(id));
     else if (bytes.size() == 1)
       byte_ids_[static_cast<unsigned char>(bytes[0])] = static_cast<int32_t>(id);
     texts_.push_back(bytes);
   }
   std::sort(added_.begin(), added_.end(),
             [&](int32_t a, int32_t b) { return text(a).size() > text(b).size(); });
+  for (const int32_t id : added_)
+    if (added_starts_.find(text(id)[0]) == std::string::npos) added_starts_ += text(id)[0];
   // Bytes above 0xf0 and control characters are rare, and SmolLM2 lacks some; others are never missing.
   for (int b = 0x20; b <= 0xef; ++b)
     if (byte_ids_[static_cast<size_t>(b)] < 0 && b != 0x7f && b != 0xc0 && b != 0xc1)
@@ -141,91 +141,77 @@ void Tokenizer::read_merges(const Gguf& gguf) {
   }
 }
 
-int32_t Tokenizer::special(const Gguf& gguf, const char* key) const {
-  if (!gguf.has(key)) return -1;
-  const int64_t id = gguf.integer(key);
-  if (id >= size())
-    gguf.refuse(std::string("key ") + key, "an id below " + std::to_string(size()), std::to_string(id));
-  return static_cast<int32_t>(id);
+// The id of the token "bos" or "eos" where the file asks for it, else -1.
+int32_t Tokenizer::always_added(const Gguf& gguf, const std::string& name) const {
+  const std::string key = "tokenizer.ggml." + name + "_token_id";
+  const int64_t id = gguf.integer(key, -1);
+  if (id >= size()) gguf.refuse("key " + key, "an id below " + std::to_string(size()), std::to_string(id));
+  return gguf.flag("tokenizer.ggml.add_" + name + "_token", false) ? static_cast<int32_t>(id) : -1;
 }
 
-int32_t Tokenizer::added_at(std::string_view text) const {
-  if (!starts_added_[static_cast<unsigned char>(text[0])]) return -1;
-  for (int32_t id : added_)
-    if (text.starts_with(texts_[static_cast<size_t>(id)])) return id;
-  return -1;
-}
-
-void Tokenizer::encode(std::string_view text, std::vector<int32_t>& ids) const {
-  std::string copy;
-  if (!valid_utf8(text)) text = copy = repaired(text);
-  Scratch scratch;
-  if (add_bos_) ids.push_back(bos_);
-  size_t plain = 0;
-  for (size_t at = 0; at < text.size();) {
-    const int32_t id = added_at(text.substr(at++));
-    if (id < 0) continue;
-    encode_plain(text.substr(plain, at - 1 - plain), scratch, ids);
-    ids.push_back(id);
-    plain = at += texts_[static_cast<size_t>(id)].size() - 1;
-  }
-  encode_plain(text.substr(plain), scratch, ids);
-  if (add_eos_) ids.push_back(eos_);
-}
-
-// Numbers stand alone, character by character; the pattern sees only what is between them.
-void Tokenizer::encode_plain(std::string_view text, Scratch& scratch, std::vector<int32_t>& ids) const {
-  const auto split = [&](std::string_view part) {
-    for (size_t at = 0, end; at < part.size(); at = end) {
-      end = match_end(part, at);
-      encode_piece(part.substr(at, end - at), scratch, ids);
+void Tokenizer::encode(std::string_view given, std::vector<int32_t>& ids) const {
+  const std::string clean = repaired(given);
+  std::string_view rest = clean;  // what is not encoded yet
+  if (bos_ >= 0) ids.push_back(bos_);
+  for (size_t at = 0; (at = rest.find_first_of(added_starts_, at)) != rest.npos;) {
+    const auto found = std::find_if(added_.begin(), added_.end(),
+                                    [&](int32_t id) { return rest.substr(at).starts_with(text(id)); });
+    if (found == added_.end()) {
+      ++at;
+      continue;
     }
-  };
-  size_t start = 0;
-  for (size_t at = 0, next = 0; at < text.size(); at = next) {
-    if (class_of(next_code_point(text, next)) != Class::number) continue;
-    split(text.substr(start, at - start));
-    encode_piece(text.substr(at, next - at), scratch, ids);
-    start = next;
+    encode_plain(rest.substr(0, at), ids);
+    ids.push_back(*found);
+    rest.remove_prefix(at + text(*found).size());
+    at = 0;
   }
-  split(text.substr(start));
+  encode_plain(rest, ids);
+  if (eos_ >= 0) ids.push_back(eos_);
 }
 
-// The merge of the symbol at `position` with its right neighbour; nullptr when there is none.
-const Tokenizer::Merge* Tokenizer::merge_at(int32_t position, const Scratch& scratch) const {
-  if (position < 0) return nullptr;
-  const Symbol& left = scratch.symbols[static_cast<size_t>(position)];
-  if (left.id < 0 || left.next < 0) return nullptr;
-  const auto found = merges_.find(pair_key(left.id, scratch.symbols[static_cast<size_t>(left.next)].id));
-  return found == merges_.end() ? nullptr : &found->second;
+void Tokenizer::encode_plain(std::string_view text, std::vector<int32_t>& ids) const {
+  for (size_t at = 0, end; at < text.size(); at = end) {
+    end = match_end(text, at);
+    encode_piece(text.substr(at, end - at), ids);
+  }
 }
 
 // BPE (Sennrich et al. 2016): the merge of lowest rank first, the leftmost of equal ones; O(n log n) in the
 // piece.
-void Tokenizer::encode_piece(std::string_view piece, Scratch& scratch, std::vector<int32_t>& ids) const {
-  auto& [symbols, heap] = scratch;
-  symbols.clear();
-  for (unsigned char c : piece) {
-    const int32_t n = static_cast<int32_t>(symbols.size());
-    if (byte_ids_[c] >= 0) symbols.push_back({byte_ids_[c], n - 1, n + 1});
-  }
-  if (symbols.empty()) return;
-  symbols.back().next = -1;
-  const auto propose = [&](int32_t position) {
-    if (const Merge* m = merge_at(position, scratch)) heap.push(pair_key(m->rank, position));
+void Tokenizer::encode_piece(std::string_view piece, std::vector<int32_t>& ids) const {
+  struct Symbol {
+    int32_t id, previous, next;  // id -1: the two ends, and what has merged into the symbol before it
   };
-  for (int32_t i = 0; i < static_cast<int32_t>(symbols.size()); ++i) propose(i);
+  std::vector<Symbol> symbols = {{-1, 0, 1}};
+  const auto append = [&](int32_t id) {
+    const int32_t n = static_cast<int32_t>(symbols.size());
+    symbols.push_back({id, n - 1, n + 1});
+  };
+  for (unsigned char c : piece)
+    if (byte_ids_[c] >= 0) append(byte_ids_[c]);
+  append(-1);
+
+  using Proposal = std::pair<int32_t, int32_t>;  // rank, position
+  std::priority_queue<Proposal, std::vector<Proposal>, std::greater<>> heap;
+  const auto merge_at = [&](int32_t position) -> const Merge* {  // of a symbol and the next
+    const auto& [id, previous, next] = symbols[position];
+    const auto found = id < 0 ? merges_.end() : merges_.find(pair_key(id, symbols[next].id));
+    return found == merges_.end() ? nullptr : &found->second;
+  };
+  const auto propose = [&](int32_t position) {
+    if (const Merge* m = merge_at(position)) heap.emplace(m->rank, position);
+  };
+  for (size_t i = 0; i < symbols.size(); ++i) propose(static_cast<int32_t>(i));
   while (!heap.empty()) {
-    const uint64_t best = heap.top();
+    const auto [rank, position] = heap.top();
     heap.pop();
-    const int32_t position = static_cast<int32_t>(best & 0xffffffff);
-    const Merge* m = merge_at(position, scratch);
-    if (!m || pair_key(m->rank, position) != best) continue;  // a neighbour has merged meanwhile
-    Symbol& left = symbols[static_cast<size_t>(position)];
-    Symbol& right = symbols[static_cast<size_t>(left.next)];
+    const Merge* m = merge_at(position);
+    if (!m || m->rank != rank) continue;  // a neighbour has merged meanwhile
+    Symbol& left = symbols[position];
+    Symbol& right = symbols[left.next];
     left = {m->id, left.previous, right.next};
     right.id = -1;
-    if (left.next >= 0) symbols[static_cast<size_t>(left.next)].previous = position;
+    symbols[left.next].previous = position;
     propose(position);
     propose(left.previous);
   }

@@ -20,53 +20,48 @@ static void require(const std::string& path, const char* what, int64_t value, in
 
 Texts::Texts(const std::string& folder, const std::string& side)
     : bytes_(folder + "/" + side + ".text"), ends_(folder + "/" + side + ".ends") {
-  const auto ends = ends_.array<int64_t>();
   const std::string_view text = bytes_.text();
-  const int64_t size = static_cast<int64_t>(text.size());
-  if (ends.size() % 3) damaged(ends_.path(), "expected three values a row");
-  if (size && !simdjson::validate_utf8(text.data(), text.size())) damaged(bytes_.path(), "not UTF-8");
+  const int64_t size = std::ssize(text);
+  if (ends_.array<int64_t>().size() % 3) damaged(ends_.path(), "expected three values a row");
+  if (!simdjson::validate_utf8(text)) damaged(bytes_.path(), "not UTF-8");
   int64_t previous = 0;
-  for (const int64_t end : ends) {
+  for (const int64_t end : ends_.array<int64_t>()) {
     require(ends_.path(), "end of a text", end, previous, size);
-    if (end < size && (text[static_cast<size_t>(end)] & 0xc0) == 0x80)
+    if (end < size && (text[end] & 0xc0) == 0x80)
       damaged(ends_.path(), format("the end %ld cuts a character in two", end));
     previous = end;
   }
   require(bytes_.path(), "bytes", size, previous, previous);
-  size_ = static_cast<int64_t>(ends.size() / 3);
 }
 
 std::string_view Texts::part(int64_t k) const {
   const auto ends = ends_.array<int64_t>();
-  const size_t i = static_cast<size_t>(k), begin = i ? static_cast<size_t>(ends[i - 1]) : 0;
-  return bytes_.text().substr(begin, static_cast<size_t>(ends[i]) - begin);
+  const int64_t begin = k ? ends[k - 1] : 0;
+  return bytes_.text().substr(begin, ends[k] - begin);
 }
 
-Pairs::Pairs(const std::string& folder, const std::string& side, int64_t rows, int64_t labels)
-    : offsets_(folder + "/" + side + ".offsets"), columns_(folder + "/" + side + ".labels"), rows_(rows) {
-  const auto offsets = offsets_.array<int64_t>();
-  require(offsets_.path(), "values", static_cast<int64_t>(offsets.size()), rows + 1, rows + 1);
-  require(offsets_.path(), "first offset", offsets[0], 0, 0);
-  for (int64_t i = 0; i < rows; ++i) {
-    const int64_t next = offsets[static_cast<size_t>(i) + 1];
-    require(offsets_.path(), "offset", next, begin(i), count());
+Pairs::Pairs(const std::string& folder, const std::string& side, int64_t row_count, int64_t labels)
+    : offsets_(folder + "/" + side + ".offsets"), columns_(folder + "/" + side + ".labels") {
+  require(offsets_.path(), "values", rows() + 1, row_count + 1, row_count + 1);
+  require(offsets_.path(), "first offset", begin(0), 0, 0);
+  for (int64_t i = 0; i < row_count; ++i) {
+    require(offsets_.path(), "offset", begin(i + 1), begin(i), count());
     int64_t lowest = 0;  // labels ascend within a row
     for (const int32_t label : row(i)) {
       require(columns_.path(), "label", label, lowest, labels - 1);
       lowest = label + int64_t{1};
     }
   }
-  require(columns_.path(), "pairs", count(), offsets.back(), offsets.back());
+  require(columns_.path(), "pairs", count(), begin(row_count), begin(row_count));
 }
 
 static Split open_split(const std::string& folder, const std::string& side, int64_t labels) {
-  Split split;
-  split.texts = Texts(folder, side);
-  split.labels = Pairs(folder, side, split.texts.size(), labels);
-  split.own_file = MappedFile(folder + "/" + side + ".own");
+  Split split{Texts(folder, side), {}, MappedFile(folder + "/" + side + ".own")};
+  const int64_t rows = split.texts.size();
+  split.labels = Pairs(folder, side, rows, labels);
   const auto own = split.own_file.array<int32_t>();
   const std::string& path = split.own_file.path();
-  require(path, "values", static_cast<int64_t>(own.size()), split.texts.size(), split.texts.size());
+  require(path, "values", std::ssize(own), rows, rows);
   for (const int32_t label : own) require(path, "own label", label, -1, labels - 1);
   return split;
 }

@@ -1,4 +1,5 @@
-// A dataset: a folder of flat arrays that are mapped, not loaded. Queries with their labels (train, test), and labels.
+// A dataset: a folder of flat arrays that are mapped, not loaded. Queries with their labels (train, test),
+// and labels.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -9,12 +10,13 @@
 
 namespace quest {
 
-// Texts of one side: unique id, title, content of each row. Content may be empty; a row may be empty altogether.
+// Texts of one side: unique id, title, content of each row. Content may be empty; a row may be empty
+// altogether.
 class Texts {
  public:
   Texts() = default;
   Texts(const std::string& folder, const std::string& side);  // throws Error(input)
-  int64_t size() const { return size_; }
+  int64_t size() const { return std::ssize(ends_.array<int64_t>()) / 3; }
   std::string_view uid(int64_t i) const { return part(3 * i); }
   std::string_view title(int64_t i) const { return part(3 * i + 1); }
   std::string_view content(int64_t i) const { return part(3 * i + 2); }
@@ -22,32 +24,32 @@ class Texts {
  private:
   std::string_view part(int64_t k) const;
   MappedFile bytes_, ends_;
-  int64_t size_ = 0;
 };
 
 // Sparse rows (CSR): the labels of each query, ascending, distinct, in [0, number of labels).
 class Pairs {
  public:
   Pairs() = default;
-  Pairs(const std::string& folder, const std::string& side, int64_t rows, int64_t labels);  // throws Error(input)
-  int64_t rows() const { return rows_; }
-  int64_t count() const { return static_cast<int64_t>(columns_.array<int32_t>().size()); }
-  int64_t begin(int64_t row) const { return offsets_.array<int64_t>()[static_cast<size_t>(row)]; }
+  Pairs(const std::string& folder, const std::string& side, int64_t rows,
+        int64_t labels);  // throws Error(input)
+  int64_t rows() const { return std::ssize(offsets_.array<int64_t>()) - 1; }
+  int64_t count() const { return std::ssize(columns_.array<int32_t>()); }
+  int64_t begin(int64_t row) const { return offsets_.array<int64_t>()[row]; }
   std::span<const int32_t> row(int64_t i) const {
-    return columns_.array<int32_t>().subspan(static_cast<size_t>(begin(i)), static_cast<size_t>(begin(i + 1) - begin(i)));
+    return columns_.array<int32_t>().subspan(begin(i), begin(i + 1) - begin(i));
   }
 
  private:
   MappedFile offsets_, columns_;
-  int64_t rows_ = 0;
 };
 
 struct Split {
   Texts texts;
   Pairs labels;
   MappedFile own_file;
-  int32_t own(int64_t query) const { return own_file.array<int32_t>()[static_cast<size_t>(query)]; }  // label with the
-                                                                                    // query's uid, or -1
+  int32_t own(int64_t query) const {
+    return own_file.array<int32_t>()[query];
+  }  // the query as a label, or -1
 };
 
 struct Dataset {

@@ -24,9 +24,9 @@ struct Stanza {
       if (in_relations) relations += line;
       return;
     }
-    const size_t colon = std::min(line.find(':'), line.size());
-    const std::string_view key = line.substr(0, colon);
-    const std::string_view value = trimmed(line.substr(std::min(colon + 1, line.size())));
+    const size_t colon = line.find(':');
+    if (colon == line.npos) return;
+    const std::string_view key = line.substr(0, colon), value = trimmed(line.substr(colon + 1));
     // A translated index says Description-en; Description-md5 is a checksum.
     const bool description = key.starts_with("Description") && key != "Description-md5";
     in_relations = key == "Recommends" || key == "Suggests";
@@ -61,43 +61,40 @@ DebianIndex read_debian_index(FILE* stanzas) {
   return index;
 }
 
-// Calls f for each other package of the index in a list: "a (>= 1) | b:any, c [amd64]" names a, b and c.
-template <class F>
-static void each_target(const DebianIndex& index, const std::string& package, std::string_view all, F&& f) {
-  for (size_t begin = 0; begin < all.size();) {
-    const size_t end = std::min(all.find_first_of(",|", begin), all.size());
+// The other packages of the index in a package's list: "a (>= 1) | b:any, c [amd64]" names a, b and c.
+static std::vector<std::string> targets(const DebianIndex& index, const std::string& package) {
+  std::vector<std::string> found;
+  const std::string_view all = index.packages.at(package).relations;
+  for (size_t begin = 0, end; begin < all.size(); begin = end + 1) {
+    end = std::min(all.find_first_of(",|", begin), all.size());
     const std::string_view one = trimmed(all.substr(begin, end - begin));
-    const auto target = index.packages.find(std::string(one.substr(0, one.find_first_of(" \t\r\n(:[<"))));
-    if (target != index.packages.end() && target->first != package) f(target->first);
-    begin = end + 1;
+    const std::string target(one.substr(0, one.find_first_of(" \t\r\n(:[<")));
+    if (target != package && index.packages.contains(target)) found.push_back(target);
   }
+  return found;
 }
 
 ImportSummary import_debian_index(const DebianIndex& index, const std::string& folder,
                                   const ImportOptions& options) {
   DatasetWriter out(folder, options);
-  std::map<std::string_view, int32_t> label_of;
+  std::map<std::string, int32_t> label_of;
   for (const auto& [name, package] : index.packages)
-    each_target(index, name, package.relations, [&](const std::string& target) { label_of[target] = 0; });
+    for (const std::string& target : targets(index, name)) label_of[target] = 0;
   if (label_of.empty())
-    fail(Exit::machine, "apt-cache dumpavail: expected packages that recommend others, found none among %zu; "
-         "run 'apt-get update' first, or use the default dataset", index.packages.size());
-
-  Row row;
+    fail(Exit::machine,
+         "apt-cache dumpavail: expected packages that recommend others, found none; run 'apt-get update'");
   for (auto& [name, label] : label_of) {
     label = static_cast<int32_t>(out.labels.rows());
-    row.uid = name, row.title = index.packages.find(std::string(name))->second.title;
+    Row row{name, index.packages.at(name).title, "", {}};
     out.labels.add(row);
   }
   for (const auto& [name, package] : index.packages) {
-    row.clear();
-    row.uid = name, row.title = package.title;
-    each_target(index, name, package.relations,
-                [&](const std::string& target) { row.labels.push_back(label_of[target]); });
-    if (!row.labels.empty()) (goes_to_test(row.uid) ? out.test : out.train).add(row);
+    Row row{name, package.title, "", {}};
+    for (const std::string& target : targets(index, name)) row.labels.push_back(label_of[target]);
+    if (!row.labels.empty()) (goes_to_test(name) ? out.test : out.train).add(row);
   }
   ImportSummary done;
-  out.finish(DatasetWriter::Own::by_uid, {"apt-cache dumpavail"}, index.sha256, done);
+  out.finish(DatasetWriter::Own::by_uid, index.sha256, done);
   return done;
 }
 
@@ -107,8 +104,9 @@ ImportSummary import_debian_index(const std::string& folder, const ImportOptions
   const DebianIndex index = read_debian_index(pipe);
   const int status = pclose(pipe);
   if (status != 0)
-    fail(Exit::machine, "apt-cache dumpavail: expected a package index, found exit status %d; install apt, "
-         "run 'apt-get update', or use the default dataset", WEXITSTATUS(status));
+    fail(Exit::machine,
+         "apt-cache dumpavail: expected a package index, found exit status %d; run 'apt-get update'",
+         WEXITSTATUS(status));
   return import_debian_index(index, folder, options);
 }
 

@@ -5,7 +5,7 @@
 //   SIDE.offsets  int64   rows + 1: where each row's labels begin in SIDE.labels           (train, test)
 //   SIDE.labels   int32   labels of each row, ascending and distinct                       (train, test)
 //   SIDE.own      int32   the label that is the query itself, or -1                        (train, test)
-//   meta.json             format, name, counts, sources, sha256 of the sources' bytes, bad lines
+//   meta.json             format, name, counts, sha256 of the sources' bytes, number of bad lines
 //
 // A label without title and content was a malformed line that was skipped: it is never predicted.
 #pragma once
@@ -61,7 +61,6 @@ std::string default_dataset_source();
 struct Row {
   std::string_view uid, title, content;
   std::vector<int32_t> labels;  // of a query
-  void clear();
 };
 
 // Writes the files of one side, except .own.
@@ -85,9 +84,8 @@ class DatasetWriter {
  public:
   enum class Own { by_uid, by_title };  // how a query's own label is found; by_title spares the row's labels
   DatasetWriter(const std::string& folder, const ImportOptions& options);
-  // `done` brings the bad lines and takes the counts.
-  void finish(Own own, const std::vector<std::string>& sources, const std::string& sha256,
-              ImportSummary& done);
+  // `done` brings the bad lines and takes the counts; sha256: of the sources.
+  void finish(Own own, const std::string& sha256, ImportSummary& done);
 
  private:
   void write_own(const std::string& side, Own own) const;
@@ -95,7 +93,7 @@ class DatasetWriter {
   OutFolder out_;
 
  public:
-  SideWriter labels, train, test;
+  SideWriter labels{out_, "labels", false}, train{out_, "train", true}, test{out_, "test", true};
 };
 
 }  // namespace quest

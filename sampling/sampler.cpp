@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <functional>
 #include <mutex>
 
 #include "kernels/base/error.h"
@@ -23,8 +24,9 @@ struct Scratch {  // one a thread: nothing is allocated per pair
   std::string word;
   std::vector<uint64_t> tokens;
 
-  // Appends hashes of the words and of each two neighbours.
-  void add_words(std::string_view text) {
+  // Hashes of the words and of each two neighbours.
+  void tokenize_words(std::string_view text) {
+    tokens.clear();
     uint64_t previous = 0;
     each_word(text, word, [&](std::string_view w) {
       const uint64_t hash = hash_bytes(w.data(), w.size());
@@ -34,13 +36,15 @@ struct Scratch {  // one a thread: nothing is allocated per pair
     });
   }
 
-  // Appends hashes of what stands between ASCII white space.
-  void add_between_spaces(std::string_view text) {
+  // Hashes of what stands between ASCII white space.
+  void tokenize_spaces(std::initializer_list<std::string_view> texts) {
     constexpr std::string_view white = " \t\n\v\f\r";
-    for (size_t at = 0, end; (at = text.find_first_not_of(white, at)) != text.npos; at = end) {
-      end = std::min(text.find_first_of(white, at), text.size());
-      tokens.push_back(hash_bytes(text.data() + at, end - at));
-    }
+    tokens.clear();
+    for (const auto text : texts)
+      for (size_t at = 0, end; (at = text.find_first_not_of(white, at)) != text.npos; at = end) {
+        end = std::min(text.find_first_of(white, at), text.size());
+        tokens.push_back(hash_bytes(text.data() + at, end - at));
+      }
   }
 };
 
@@ -54,12 +58,25 @@ struct Spread {
 
 constexpr uint64_t sketch_rows = 4, sketch_bits = 18;
 
+// Which queries and labels stand in some pairs.
+struct Coverage {
+  std::vector<bool> queries, labels;
+  PairCounts counts = {};
+
+  explicit Coverage(const Dataset& data) : queries(data.train.texts.size()), labels(data.labels.size()) {}
+  void see(int64_t query, int64_t label) {
+    ++counts.pairs;
+    counts.queries += !queries[query], queries[query] = true;
+    counts.labels += !labels[label], labels[label] = true;
+  }
+};
+
 // Algorithm 1: complete(), count(), draw().
 struct Sampler {
   const Dataset& data;
   const PairFilter& filter;
   Threads& threads;
-  SamplerOptions options;  // R and B as used
+  SamplerOptions options;                  // R and B as used
   int64_t pairs = 0, counted_labels = 0;   // n; labels that count
   std::vector<uint64_t> counts = {};       // C [R][B]
   std::vector<uint32_t> frequencies = {};  // [sketch_rows][2^sketch_bits]
@@ -78,21 +95,28 @@ struct Sampler {
     });
   }
 
-  // Checks the options and fills in R and B for n pairs.
-  void complete(int64_t n) {
+  // Counts the pairs, checks the options and fills in R and B.
+  PairCounts complete() {
+    Coverage all(data);
+    Threads one(1);
+    each_pair(one, [&](int64_t query, int64_t label, int64_t, int) { all.see(query, label); });
+    pairs = all.counts.pairs;
     int64_t &k = options.k, &R = options.rows, &B = options.range;
     const bool paper = options.kind == SamplerKind::paper;
     if (R == 0) R = paper ? 4 : 16;
-    if (B == 0) B = paper ? int64_t(std::max(1.0, std::ceil(std::log(double(n))))) : 65536;
-    if (k < 0) fail(Exit::usage, "sampler: expected a number of pairs, found %ld; give 0 or more", k);
-    if (R < 1 || B < 1 || R > 1 << 16 || B > (1 << 26) / R)
-      fail(Exit::usage, "sampler: expected R, B >= 1 and R*B <= 2^26, found R %ld, B %ld; give others", R, B);
+    if (B == 0) B = paper ? int64_t(std::max(1.0, std::ceil(std::log(double(pairs))))) : 65536;
+    if (k < 0 || R < 1 || B < 1 || R > 1 << 16 || B > (1 << 26) / R)
+      fail(Exit::usage,
+           "sampler: expected k >= 0, R, B >= 1 and R*B <= 2^26, found k %ld, R %ld, B %ld; give others", k,
+           R, B);
     if (options.kind == SamplerKind::uniform) R = B = 0;
-    k = std::min(k, pairs = n);
+    k = std::min(k, pairs);
+    return all.counts;
   }
 
   // Algorithm 1 up to the draw: counts C[r, h_r(s)] over all pairs s, for weight() to look up.
   void count() {
+    if (options.kind == SamplerKind::uniform) return;
     if (options.kind == SamplerKind::minhash) count_labels();
     counts.resize(options.rows * options.range);
     each_pair(threads, [&](int64_t query, int32_t label, int64_t, int thread) {
@@ -101,6 +125,7 @@ struct Sampler {
   }
 
   double weight(int64_t query, int64_t label, int thread) {
+    if (options.kind == SamplerKind::uniform) return 1;
     uint64_t sum = 0;
     each_cell(query, label, thread, [&](int64_t cell) { sum += counts[cell]; });
     return double(pairs) * double(options.rows) / double(sum);
@@ -121,17 +146,12 @@ struct Sampler {
 
   void tokenize(int64_t query, int64_t label, Scratch& mine) const {
     const Texts& texts = data.train.texts;
-    auto& tokens = mine.tokens;
-    tokens.clear();
-    if (options.kind == SamplerKind::paper) {
-      for (const auto text : {texts.title(query), texts.content(query), data.labels.title(label)})
-        mine.add_between_spaces(text);
-      return;
-    }
-    mine.add_words(data.labels.title(label));
+    const std::string_view title = data.labels.title(label);
+    if (options.kind == SamplerKind::paper)
+      return mine.tokenize_spaces({texts.title(query), texts.content(query), title});
+    mine.tokenize_words(title);
     const auto is_rare = [&](uint64_t token) { return 100 * frequency(token) <= counted_labels; };
-    const auto frequent = std::partition(tokens.begin(), tokens.end(), is_rare);
-    if (frequent != tokens.begin()) tokens.erase(frequent, tokens.end());  // else keep all
+    if (std::ranges::any_of(mine.tokens, is_rare)) std::erase_if(mine.tokens, std::not_fn(is_rare));
   }
 
   // Document frequencies over the labels that count, each of them once, in a count-min sketch (Cormode and
@@ -141,9 +161,8 @@ struct Sampler {
     threads.each(data.labels.size(), [&](int64_t label, int thread) {
       if (!filter.counts(label)) return;
       auto& tokens = scratch[thread].tokens;
-      tokens.clear();
-      scratch[thread].add_words(data.labels.title(label));
-      std::sort(tokens.begin(), tokens.end());
+      scratch[thread].tokenize_words(data.labels.title(label));
+      std::ranges::sort(tokens);
       tokens.erase(std::unique(tokens.begin(), tokens.end()), tokens.end());
       for (const uint64_t token : tokens)
         for (uint64_t row = 0; row < sketch_rows; ++row) add_one(frequencies[slot(row, token)]);
@@ -152,8 +171,9 @@ struct Sampler {
   }
 
   int64_t frequency(uint64_t token) const {
-    const auto at = [&](uint64_t row) { return frequencies[slot(row, token)]; };
-    return std::min({at(0), at(1), at(2), at(3)});
+    uint32_t least = UINT32_MAX;
+    for (uint64_t row = 0; row < sketch_rows; ++row) least = std::min(least, frequencies[slot(row, token)]);
+    return least;
   }
 
   static uint64_t slot(uint64_t row, uint64_t token) {
@@ -161,14 +181,14 @@ struct Sampler {
   }
 
   // One pass: leaves in `drawn` the k pairs of smallest key, as a heap with the largest on top, and returns
-  // the spread of all weights. equal: every pair weighs 1.
-  Spread draw(bool equal, std::vector<DrawnPair>& drawn) {
+  // the spread of all weights.
+  Spread draw(std::vector<DrawnPair>& drawn) {
     std::vector<Spread> spreads(chunks);
     std::mutex mutex;
     std::atomic<double> bound = INFINITY;  // a larger key is not drawn
-    drawn.clear();
+    drawn.reserve(options.k + 1);
     each_pair(threads, [&](int64_t query, int32_t label, int64_t chunk, int thread) {
-      const double w = equal ? 1 : weight(query, label, thread);
+      const double w = weight(query, label, thread);
       spreads[chunk].add({w, w * w, w, w});
       DrawnPair pair{int32_t(query), label, 0};
       pair.key = -std::log(random_uniform(options.seed, draw_stream, pair.id())) / w;
@@ -187,23 +207,6 @@ struct Sampler {
   }
 };
 
-// each(f) calls f(query, label) for every pair.
-template <class Each>
-PairCounts count_pairs(const Dataset& data, Each&& each) {
-  std::vector<bool> queries(data.train.texts.size()), labels(data.labels.size());  // seen
-  PairCounts counts;
-  each([&](int64_t query, int64_t label, auto...) {
-    ++counts.pairs;
-    counts.queries += !queries[query], queries[query] = true;
-    counts.labels += !labels[label], labels[label] = true;
-  });
-  return counts;
-}
-
-PairCounts count_drawn(const Dataset& data, const std::vector<DrawnPair>& drawn) {
-  return count_pairs(data, [&](auto&& f) { for (const DrawnPair& pair : drawn) f(pair.query, pair.label); });
-}
-
 std::vector<std::pair<const char*, PairCounts>> counts_of(const SampleReport& report) {
   return {{"all", report.all}, {"drawn", report.drawn}, {"uniform", report.uniform}};
 }
@@ -212,28 +215,28 @@ std::vector<std::pair<const char*, PairCounts>> counts_of(const SampleReport& re
 
 std::vector<DrawnPair> sample_pairs(const Dataset& data, const PairFilter& filter,
                                     const SamplerOptions& options, Threads& threads, SampleReport* report) {
+  const bool uniform = options.kind == SamplerKind::uniform;
+  SampleReport r;
+  if (report && !uniform)
+    sample_pairs(data, filter, {SamplerKind::uniform, options.seed, options.k}, threads, &r);
   Sampler sampler{data, filter, threads, options};
-  Threads one(1);
-  const PairCounts all = count_pairs(data, [&](auto&& f) { sampler.each_pair(one, f); });
-  sampler.complete(all.pairs);
-  if (report) *report = {.options = sampler.options, .all = all, .drawn = {}, .uniform = {}};
+  r.all = sampler.complete();
+  r.options = sampler.options;
   std::vector<DrawnPair> drawn;
-  drawn.reserve(sampler.options.k + 1);
-  if (sampler.options.k == 0) return drawn;
-  if (report) {
-    sampler.draw(true, drawn);
-    report->uniform = count_drawn(data, drawn);
+  if (r.options.k > 0) {
+    sampler.count();
+    const Spread spread = sampler.draw(drawn);
+    const double n = double(r.all.pairs), mean = spread.sum / n;
+    r.ratio = spread.most / spread.least;
+    r.variation = std::sqrt(std::max(0.0, spread.squares / n - mean * mean)) / mean;
   }
-  if (sampler.options.rows > 0) sampler.count();
-  const Spread spread = sampler.draw(sampler.options.rows == 0, drawn);
-  if (report) {
-    const double n = double(all.pairs), mean = spread.sum / n;
-    report->drawn = count_drawn(data, drawn);
-    report->ratio = spread.most / spread.least;
-    report->variation = std::sqrt(std::max(0.0, spread.squares / n - mean * mean)) / mean;
-  }
-  const auto place = [&](const auto& pair) { return random_bits(options.seed, order_stream, pair.id()); };
-  std::sort(drawn.begin(), drawn.end(), [&](const auto& a, const auto& b) { return place(a) < place(b); });
+  Coverage seen(data);
+  for (const DrawnPair& pair : drawn) seen.see(pair.query, pair.label);
+  r.drawn = seen.counts;
+  if (uniform) r.uniform = r.drawn;
+  if (report) *report = r;
+  std::ranges::sort(drawn, {},
+                    [&](auto& pair) { return random_bits(options.seed, order_stream, pair.id()); });
   return drawn;
 }
 

@@ -10,7 +10,6 @@
 #include <cstdio>
 #include <cstring>
 #include <new>
-#include <numeric>
 
 #include "kernels/base/error.h"
 #include "kernels/base/json.h"
@@ -18,8 +17,7 @@
 
 namespace quest {
 
-// -- values
-// ------------------------------------------------------------------------------------------------------------
+// ---- values -----------------------------------------------------------------------------------------------
 
 static bool is_flag(const Option& o) { return std::holds_alternative<bool*>(o.target); }
 static bool is_text(const Option& o) { return std::holds_alternative<std::string*>(o.target); }
@@ -44,61 +42,52 @@ static std::string shown(const Option& o) {  // the target's value, as help writ
   return std::to_string(count) + std::vector{"", "KiB", "MiB", "GiB", "TiB"}[unit];
 }
 
-// The whole of `word` as a number in the option's range; false when it is none.
-template <class N>
-static bool parse_number(const Option& o, std::string_view word, N& target) {
-  N number{};
-  const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), number);
-  if (error != std::errc() || end != word.data() + word.size()) return false;
-  if (!(static_cast<double>(number) >= o.least && static_cast<double>(number) <= o.most)) return false;
-  target = number;
-  return true;
-}
-
-static bool parse_size(const Option& o, std::string_view word, int64_t& target) {
-  const size_t digits = std::min(word.find_first_not_of("0123456789."), word.size());
-  if (digits == word.size()) return parse_number(o, word, target);
-  const std::string_view rest = word.substr(digits + 1);
-  const size_t power = std::string_view("KMGT").find(word[digits]) + 1;  // 0: no such unit
-  double number = 0;
-  if (power == 0 || (rest != "" && rest != "iB" && rest != "B")) return false;
-  if (!parse_number(o, word.substr(0, digits), number)) return false;
-  number *= std::pow(rest == "B" ? 1000.0 : 1024.0, static_cast<double>(power));
-  if (number > o.most) return false;
-  target = static_cast<int64_t>(number);
-  return true;
-}
-
-// Sets the target from a word; false, and nothing set, when the word is not what the option expects.
-static bool assign(const Option& o, const std::string& word) {
-  if (const auto real = std::get_if<double*>(&o.target)) return parse_number(o, word, **real);
-  if (const auto whole = std::get_if<int64_t*>(&o.target))
-    return o.value == "SIZE" ? parse_size(o, word, **whole) : parse_number(o, word, **whole);
-  const std::string words = is_flag(o) ? "|true|false|" : format("|%s|", o.value.c_str());
-  const bool listed = words.find(format("|%s|", word.c_str())) != words.npos && word.find('|') == word.npos;
-  if (!listed && (is_flag(o) || is_choice(o))) return false;
-  if (is_flag(o))
-    *std::get<bool*>(o.target) = word == "true";
-  else
-    *std::get<std::string*>(o.target) = word;
-  return true;
-}
-
-// -- parsing
-// -----------------------------------------------------------------------------------------------------------
-
-static size_t edit_distance(const std::string& a, const std::string& b) {  // Wagner and Fischer, one row
-  std::vector<size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), size_t{0});
-  for (size_t i = 0; i < a.size(); ++i) {
-    size_t corner = std::exchange(row[0], i + 1);
-    for (size_t j = 0; j < b.size(); ++j) {
-      const size_t replaced = corner + (a[i] != b[j]);
-      corner = row[j + 1];
-      row[j + 1] = std::min({replaced, row[j] + 1, corner + 1});
-    }
+// Reads a number in the option's range; false when the word is none. A SIZE may have a unit. A double holds
+// every int64_t up to 2^53.
+static bool parse_number(const Option& o, std::string_view word, double& number) {
+  const bool whole = std::holds_alternative<int64_t*>(o.target);
+  const auto style = whole ? std::chars_format::fixed : std::chars_format::general;
+  const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), number, style);
+  std::string_view unit = word.substr(end - word.data());
+  const size_t power = o.value == "SIZE" && !unit.empty() ? std::string_view("KMGT").find(unit[0]) + 1 : 0;
+  if (power > 0) {
+    unit.remove_prefix(1);
+    number = std::floor(number * std::pow(unit == "B" ? 1000 : 1024, power));
+    if (unit == "B" || unit == "iB") unit = "";
   }
-  return row.back();
+  return error == std::errc() && unit.empty() && number >= o.least && number <= o.most &&
+         (!whole || number == std::floor(number));
+}
+
+// Sets the target from a word; false when the word is not what the option expects.
+static bool assign(const Option& o, const std::string& word) {
+  if (const auto flag = std::get_if<bool*>(&o.target)) {
+    **flag = word == "true";
+    return word == "true" || word == "false";
+  }
+  if (const auto text = std::get_if<std::string*>(&o.target)) {
+    **text = word;
+    const bool listed = ("|" + o.value + "|").find("|" + word + "|") != word.npos;
+    return !is_choice(o) || (listed && word.find('|') == word.npos);
+  }
+  double number = 0;
+  if (!parse_number(o, word, number)) return false;
+  if (const auto real = std::get_if<double*>(&o.target))
+    **real = number;
+  else
+    *std::get<int64_t*>(o.target) = static_cast<int64_t>(number);
+  return true;
+}
+
+// ---- parsing ----------------------------------------------------------------------------------------------
+
+// Letters that only one of the words has. Blind to their order, which is what typing most often mixes up.
+static size_t letters_apart(std::string a, std::string b) {
+  std::string apart;
+  std::ranges::sort(a);
+  std::ranges::sort(b);
+  std::ranges::set_symmetric_difference(a, b, std::back_inserter(apart));
+  return apart.size();
 }
 
 // "; did you mean NAME?", or nothing when no name is near.
@@ -106,7 +95,7 @@ static std::string suggestion(const std::string& word, const std::vector<std::st
   size_t least = 2 + word.size() / 4;
   std::string best;
   for (const std::string& name : names) {
-    const size_t distance = name.starts_with(word) ? 0 : edit_distance(word, name);
+    const size_t distance = name.starts_with(word) ? 0 : letters_apart(word, name);
     if (distance < least) least = distance, best = format("; did you mean %s?", name.c_str());
   }
   return best;
@@ -132,12 +121,11 @@ std::vector<std::string> parse_options(const Command& command, int argc, char** 
   opterr = 0;
   for (int code; (code = getopt_long(argc, argv, letters.c_str(), table.data(), nullptr)) != -1;) {
     const int about = code == '?' || code == ':' ? optopt : code;  // 0: an unknown long option
-    size_t at = 0;
-    while (at < command.options.size() && table[at].val != about &&
-           (!about || command.options[at].letter != about))
-      ++at;
-    if (at == command.options.size()) fail_unknown(command, about ? format("-%c", about) : argv[optind - 1]);
-    const Option& o = command.options[at];
+    const auto at = std::ranges::find_if(command.options, [&](const Option& o) {
+      return about && (o.letter == about || &o - command.options.data() == about - first);
+    });
+    if (at == command.options.end()) fail_unknown(command, about ? format("-%c", about) : argv[optind - 1]);
+    const Option& o = *at;
     if (code == '?') fail(Exit::usage, "--%s takes no value; leave out what follows the =", o.name.c_str());
     if (code == ':' || !assign(o, optarg ? optarg : "true"))
       fail(Exit::usage, "--%s: expected %s, found %s; see quest %s --help", o.name.c_str(),
@@ -152,8 +140,7 @@ std::vector<std::string> parse_options(const Command& command, int argc, char** 
   return arguments;
 }
 
-// -- JSON
-// --------------------------------------------------------------------------------------------------------------
+// ---- JSON -------------------------------------------------------------------------------------------------
 
 void write_options(JsonWriter& out, std::span<const Option> options) {
   for (const Option& o : options) {
@@ -184,8 +171,7 @@ void read_options(const simdjson::dom::element& element, std::span<const Option>
          place.c_str(), options.size(), object.size());
 }
 
-// -- help and completion
-// -----------------------------------------------------------------------------------------------
+// ---- help and completion ----------------------------------------------------------------------------------
 
 std::string help_text(const Command& command) {
   std::string out = format("%s.\n\nUsage: quest %s [OPTION...] %s\n", command.summary.c_str(),
@@ -216,8 +202,7 @@ std::string bash_completion(std::span<const Command> commands) {
   for (const Command& command : commands) {
     const size_t space = std::min(command.name.find(' '), command.name.size());
     words += format(" %s", command.name.substr(0, space).c_str());
-    std::string names = command.name.substr(space) + " --help",
-                values;  // the second word is offered like an option
+    std::string names = command.name.substr(space) + " --help", values;  // a second word is like an option
     for (const Option& o : command.options) {
       names += format(" --%s", o.name.c_str());
       std::string choices = o.value;
@@ -235,11 +220,9 @@ std::string bash_completion(std::span<const Command> commands) {
       words.c_str(), cases.c_str());
 }
 
-// -- running
-// -----------------------------------------------------------------------------------------------------------
+// ---- running ----------------------------------------------------------------------------------------------
 
-// The command that argv names; `words` counts the words of its name. A name of two words goes before one of
-// one.
+// The command that argv names; `words` counts the words of its name, of which two go before one.
 static const Command* find_command(std::span<const Command> commands, int argc, char** argv, int& words) {
   for (words = std::min(2, argc - 1); words > 0; --words)
     for (const Command& c : commands)

@@ -7,6 +7,7 @@
 
 #include "kernels/base/error.h"
 #include "kernels/base/json.h"
+#include "model/fetch.h"
 #include "tools/commands.h"
 #include "tools/run.h"
 #include "train/job.h"
@@ -105,7 +106,6 @@ Settings settings_to_resume(const std::string& folder, Settings given) {
 }
 
 int train(TrainOptions& o) {
-  Interrupt interrupt;
   const bool resumed = !o.resume.empty();
   if (resumed && !o.name.empty())
     fail(Exit::usage, "--name with --resume: the run has its name already; leave one of them out");
@@ -121,6 +121,8 @@ int train(TrainOptions& o) {
   JsonWriter config;
   config.object();
   write_options(config, job_options(o.settings));
+  if (o.settings.model.empty()) default_model_path();  // fetched while Ctrl-C still ends pip
+  Interrupt interrupt;
   fprintf(stderr, "run: %s\n", folder.c_str());
   std::string table;
   const std::string result = run_job(o.settings, folder, config.end().text() + "\n", interrupt, table);

@@ -245,8 +245,9 @@ void Job::announce() const {
 }
 
 void Job::text_pass() {
-  cache_ = std::make_unique<TextCache>(engine_, texts_.corpus,
-                                       settings_.placement == "suffix" ? settings_.text_cache : 0);
+  const auto half = static_cast<int64_t>(available_memory() / 2);  // the other half is for everything else
+  const int64_t limit = settings_.placement == "suffix" ? std::min(settings_.text_cache, half) : 0;
+  cache_ = std::make_unique<TextCache>(engine_, texts_.corpus, limit);
   if (settings_.placement == "suffix")
     fprintf(stderr, "text cache: %lld of %lld texts kept, %.2f GiB\n", static_cast<long long>(cache_->kept()),
             static_cast<long long>(texts_.corpus.size()), static_cast<double>(cache_->bytes()) / 0x1p30);
@@ -293,7 +294,8 @@ void Job::choose_untrained(Trainer& trainer) {
   std::vector<float> labels;  // with the start prompt, once for both sides
   const auto start = [&](const Side& s) {
     if (labels.empty()) labels = trainer.embed(prompt, texts_.of_label, "start prompt, labels");
-    return score_embeddings("start prompt", s, trainer.embed(prompt, s.texts, "start prompt, queries"), labels);
+    const auto queries = trainer.embed(prompt, s.texts, "start prompt, queries");
+    return score_embeddings("start prompt", s, queries, labels);
   };
   const auto variant = [&](size_t i, const Side& s) {
     return i == 0   ? state("no prompt, last token", cache_->last(), {}, s)

@@ -21,7 +21,7 @@ class Arena {
 
   size_t used() const { return used_; }
   void release(size_t mark) { used_ = mark; }  // mark: an earlier used(); frees all that came after it
-  void poison();                               // fills the free part up to the peak with NaN bytes (for tests)
+  void poison();  // fills the free part up to the peak with NaN bytes (for tests)
 
  private:
   std::byte* base_;

@@ -3,16 +3,15 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
-#include <memory>
-#include <new>
 
 namespace quest {
 
 static std::string vformat(const char* fmt, va_list args) {
   char* text = nullptr;
-  if (vasprintf(&text, fmt, args) < 0) throw std::bad_alloc();
-  const std::unique_ptr<char, decltype(&free)> owner(text, free);
-  return text;
+  if (vasprintf(&text, fmt, args) < 0) abort();  // no memory left for one sentence
+  const std::string s = text;
+  free(text);
+  return s;
 }
 
 void fail(Exit code, const char* fmt, ...) {

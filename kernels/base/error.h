@@ -1,4 +1,4 @@
-// Errors: one sentence with file, place, expected, found, and what to do; the code is the process's exit status.
+// Errors: one sentence with file, place, expected, found, and what to do; the code is the exit status.
 #pragma once
 #include <stdexcept>
 #include <string>

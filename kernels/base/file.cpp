@@ -26,9 +26,7 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
   close(fd);
   if (map == MAP_FAILED)
     fail(Exit::machine, "%s: cannot map %zu bytes: %s", path.c_str(), size_, strerror(errno));
-  data_.reset(static_cast<const std::byte*>(map), [map, n = size_](const std::byte*) {
-    if (map) munmap(map, n);
-  });
+  data_.reset(static_cast<const std::byte*>(map), [map, n = size_](auto*) { munmap(map, n); });
 }
 
 void MappedFile::require_multiple(size_t element) const {
@@ -44,7 +42,7 @@ void MappedFile::require_multiple(size_t element) const {
 
 static void sync_folder(const std::string& path) {
   const int fd = open(path.empty() ? "." : path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  const int result = fsync(fd);  // fails for -1 too
+  const int result = fd < 0 ? -1 : fsync(fd);
   if (fd >= 0) close(fd);
   if (result != 0) fail_write(path, "fsync of the folder");
 }

@@ -35,7 +35,7 @@ class MappedFile {
   std::string path_;
 };
 
-// Buffered writer of PATH.tmp; commit() flushes, syncs and renames it to PATH. Without commit() nothing stays.
+// Buffered writer of PATH.tmp; commit() flushes, syncs and renames it to PATH. Without it nothing stays.
 // Every failure throws Error(machine).
 class OutFile {
  public:

@@ -1,9 +1,10 @@
 #include "kernels/base/hash.h"
 
+#include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstring>
 
+#include "kernels/base/error.h"
 #include "kernels/base/file.h"
 
 namespace quest {
@@ -20,45 +21,46 @@ static constexpr uint32_t sha256_k[64] = {
     0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
 
 Sha::Sha(Kind kind) : kind_(kind) {
-  static constexpr uint32_t start1[8] = {0x67452301, 0xefcdab89, 0x98badcfe, 0x10325476, 0xc3d2e1f0, 0, 0, 0};
-  static constexpr uint32_t start256[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
-                                           0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
-  memcpy(state_, kind == Kind::sha1 ? start1 : start256, sizeof state_);
+  if (kind == Kind::sha1)
+    state_ = {0x67452301, 0xefcdab89, 0x98badcfe, 0x10325476, 0xc3d2e1f0};
+  else
+    state_ = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
 }
 
 void Sha::block(const unsigned char* p) {
-  uint32_t w[80], s[8];
-  for (int i = 0; i < 16; ++i)
-    w[i] = uint32_t(p[4 * i]) << 24 | uint32_t(p[4 * i + 1]) << 16 | uint32_t(p[4 * i + 2]) << 8 | p[4 * i + 3];
-  memcpy(s, state_, sizeof s);
-  auto& [a, b, c, d, e, f, g, h] = s;
+  using std::rotl, std::rotr;
+  uint32_t w[80];
+  memcpy(w, p, 64);
+  for (int i = 0; i < 16; ++i) w[i] = __builtin_bswap32(w[i]);
+  auto [a, b, c, d, e, f, g, h] = state_;
   if (kind_ == Kind::sha1) {
-    for (int i = 16; i < 80; ++i) w[i] = std::rotl(w[i - 3] ^ w[i - 8] ^ w[i - 14] ^ w[i - 16], 1);
+    for (int i = 16; i < 80; ++i) w[i] = rotl(w[i - 3] ^ w[i - 8] ^ w[i - 14] ^ w[i - 16], 1);
     for (int i = 0; i < 80; ++i) {
-      const uint32_t mixed = i < 20 ? ((b & c) | (~b & d)) + 0x5a827999
-                           : i < 40 ? (b ^ c ^ d) + 0x6ed9eba1
-                           : i < 60 ? ((b & c) | (b & d) | (c & d)) + 0x8f1bbcdc
-                                    : (b ^ c ^ d) + 0xca62c1d6;
-      const uint32_t t = std::rotl(a, 5) + mixed + e + w[i];
-      e = d, d = c, c = std::rotl(b, 30), b = a, a = t;
+      const uint32_t mixed = i < 20   ? ((b & c) | (~b & d)) + 0x5a827999
+                             : i < 40 ? (b ^ c ^ d) + 0x6ed9eba1
+                             : i < 60 ? ((b & c) | (b & d) | (c & d)) + 0x8f1bbcdc
+                                      : (b ^ c ^ d) + 0xca62c1d6;
+      const uint32_t t = rotl(a, 5) + mixed + e + w[i];
+      e = d, d = c, c = rotl(b, 30), b = a, a = t;
     }
   } else {
     for (int i = 16; i < 64; ++i) {
       const uint32_t x = w[i - 15], y = w[i - 2];
-      w[i] = w[i - 16] + (std::rotr(x, 7) ^ std::rotr(x, 18) ^ (x >> 3)) + w[i - 7] +
-             (std::rotr(y, 17) ^ std::rotr(y, 19) ^ (y >> 10));
+      w[i] = w[i - 16] + (rotr(x, 7) ^ rotr(x, 18) ^ (x >> 3)) + w[i - 7] +
+             (rotr(y, 17) ^ rotr(y, 19) ^ (y >> 10));
     }
     for (int i = 0; i < 64; ++i) {
-      const uint32_t t1 = h + (std::rotr(e, 6) ^ std::rotr(e, 11) ^ std::rotr(e, 25)) + ((e & f) ^ (~e & g)) +
-                          sha256_k[i] + w[i];
-      const uint32_t t2 = (std::rotr(a, 2) ^ std::rotr(a, 13) ^ std::rotr(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
-      h = g, g = f, f = e, e = d + t1, d = c, c = b, b = a, a = t1 + t2;
+      const uint32_t chosen = (e & f) ^ (~e & g), majority = (a & b) ^ (a & c) ^ (b & c);
+      const uint32_t t = h + (rotr(e, 6) ^ rotr(e, 11) ^ rotr(e, 25)) + chosen + sha256_k[i] + w[i];
+      h = g, g = f, f = e, e = d + t, d = c, c = b, b = a;
+      a = t + (rotr(b, 2) ^ rotr(b, 13) ^ rotr(b, 22)) + majority;
     }
   }
-  for (int i = 0; i < 8; ++i) state_[i] += kind_ == Kind::sha1 && i > 4 ? 0 : s[i];
+  const uint32_t step[8] = {a, b, c, d, e, f, g, h};
+  for (size_t i = 0; i < 8; ++i) state_[i] += step[i];
 }
 
-void Sha::update(const void* bytes, size_t count) {
+Sha& Sha::update(const void* bytes, size_t count) {
   const unsigned char* p = static_cast<const unsigned char*>(bytes);
   for (size_t fill = total_ % 64; count;) {
     const size_t n = std::min(count, 64 - fill);
@@ -66,32 +68,22 @@ void Sha::update(const void* bytes, size_t count) {
     p += n, count -= n, total_ += n, fill += n;
     if (fill == 64) block(buffer_), fill = 0;
   }
+  return *this;
 }
 
 std::string Sha::hex() {
-  const uint64_t bits = total_ * 8;
   static constexpr unsigned char padding[64] = {0x80};
-  update(padding, 1 + (119 - total_ % 64) % 64);
-  unsigned char length[8];
-  for (int i = 0; i < 8; ++i) length[i] = static_cast<unsigned char>(bits >> (56 - 8 * i));
-  update(length, 8);
+  const uint64_t bits = __builtin_bswap64(total_ * 8);  // big-endian
+  update(padding, 1 + (119 - total_ % 64) % 64).update(&bits, sizeof bits);
   std::string out;
-  for (int i = 0; i < (kind_ == Kind::sha1 ? 20 : 32); ++i) {
-    const unsigned byte = state_[i / 4] >> (24 - 8 * (i % 4)) & 255;
-    out += "0123456789abcdef"[byte >> 4];
-    out += "0123456789abcdef"[byte & 15];
-  }
+  for (size_t i = 0; i < (kind_ == Kind::sha1 ? 5 : 8); ++i) out += format("%08x", state_[i]);
   return out;
 }
 
-static std::string digest(Sha::Kind kind, std::string_view bytes) {
-  Sha sha(kind);
-  sha.update(bytes.data(), bytes.size());
-  return sha.hex();
+std::string sha256_hex(std::string_view bytes) { return Sha().update(bytes.data(), bytes.size()).hex(); }
+std::string sha1_hex(std::string_view bytes) {
+  return Sha(Sha::Kind::sha1).update(bytes.data(), bytes.size()).hex();
 }
-
-std::string sha256_hex(std::string_view bytes) { return digest(Sha::Kind::sha256, bytes); }
-std::string sha1_hex(std::string_view bytes) { return digest(Sha::Kind::sha1, bytes); }
 std::string sha256_file(const std::string& path) { return sha256_hex(MappedFile(path).text()); }
 
 }  // namespace quest

@@ -1,6 +1,6 @@
-// SHA-256 (FIPS 180-4) for files and SHA-1 for the split of the Debian set. One streaming class each would be two
-// ideas; both share the 64-byte block buffer and the padding.
+// SHA-256 (FIPS 180-4) for files and SHA-1 for the split of the Debian set, which differ in the rounds alone.
 #pragma once
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -12,13 +12,13 @@ class Sha {
  public:
   enum class Kind { sha1, sha256 };
   explicit Sha(Kind kind = Kind::sha256);
-  void update(const void* bytes, size_t count);
+  Sha& update(const void* bytes, size_t count);
   std::string hex();  // finishes; 40 or 64 lower-case digits
 
  private:
   void block(const unsigned char* p);
   Kind kind_;
-  uint32_t state_[8];
+  std::array<uint32_t, 8> state_;  // SHA-1 leaves the last three 0
   uint64_t total_ = 0;
   unsigned char buffer_[64];
 };

@@ -2,7 +2,8 @@
 
 #include <charconv>
 #include <cmath>
-#include <cstdio>
+
+#include "kernels/base/error.h"
 
 namespace quest {
 
@@ -12,14 +13,13 @@ void JsonWriter::newline() {
   out_.append(2 * closers_.size(), ' ');
 }
 
+// A value stands behind its key, else behind a comma on a line of its own.
 void JsonWriter::separate() {
-  if (after_key_) {
-    after_key_ = false;
-    return;
+  if (!after_key_ && !closers_.empty()) {
+    if (!first_) out_ += one_line_ ? ", " : ",";
+    newline();
   }
-  if (!first_) out_ += one_line_ ? ", " : ",";
-  if (!closers_.empty()) newline();
-  first_ = false;
+  first_ = after_key_ = false;
 }
 
 JsonWriter& JsonWriter::open(char bracket) {
@@ -46,32 +46,11 @@ JsonWriter& JsonWriter::key(std::string_view name) {
   return *this;
 }
 
-template <class N>
-static void append_number(std::string& out, N number) {
-  char digits[40];
-  out.append(digits, std::to_chars(digits, digits + sizeof digits, number).ptr);
-}
-
 JsonWriter& JsonWriter::value(double number) {
+  char digits[40];
   if (!std::isfinite(number)) return raw("null");
-  separate();
-  append_number(out_, number);
-  return *this;
+  return raw({digits, std::to_chars(digits, digits + sizeof digits, number).ptr});
 }
-
-JsonWriter& JsonWriter::value(int64_t number) {
-  separate();
-  append_number(out_, number);
-  return *this;
-}
-
-JsonWriter& JsonWriter::value(uint64_t number) {
-  separate();
-  append_number(out_, number);
-  return *this;
-}
-
-JsonWriter& JsonWriter::value(bool b) { return raw(b ? "true" : "false"); }
 
 JsonWriter& JsonWriter::raw(std::string_view json) {
   separate();
@@ -80,19 +59,13 @@ JsonWriter& JsonWriter::raw(std::string_view json) {
 }
 
 JsonWriter& JsonWriter::value(std::string_view text) {
-  separate();
-  out_ += '"';
+  std::string quoted = "\"";
   for (const char c : text) {
-    if (c == '"' || c == '\\') (out_ += '\\') += c;
-    else if (c == '\n') out_ += "\\n";
-    else if (c == '\t') out_ += "\\t";
-    else if (static_cast<unsigned char>(c) < 0x20) {
-      char escape[8];
-      out_.append(escape, static_cast<size_t>(snprintf(escape, sizeof escape, "\\u%04x", c)));
-    } else out_ += c;
+    if (c == '\n') quoted += "\\n";
+    else if (static_cast<unsigned char>(c) < 0x20) quoted += format("\\u%04x", c);
+    else (c == '"' || c == '\\' ? quoted += '\\' : quoted) += c;
   }
-  out_ += '"';
-  return *this;
+  return raw(quoted += '"');
 }
 
 }  // namespace quest

@@ -1,7 +1,8 @@
-// Writes JSON: numbers in the shortest form that reads back to the same double, strings escaped, two-space indent.
+// Writes JSON: numbers in the shortest form that reads back to the same double, strings escaped, two-space
+// indent.
 // (JSON is read with simdjson where it is needed.)
 #pragma once
-#include <cstdint>
+#include <concepts>
 #include <string>
 #include <string_view>
 
@@ -15,15 +16,15 @@ class JsonWriter {
   JsonWriter& end();                      // closes the innermost object or array
   JsonWriter& key(std::string_view name);
   JsonWriter& value(double number);       // NaN and infinity become null
-  JsonWriter& value(int64_t number);
-  JsonWriter& value(uint64_t number);
-  JsonWriter& value(int number) { return value(static_cast<int64_t>(number)); }
-  JsonWriter& value(bool b);
+  JsonWriter& value(std::integral auto number) { return raw(std::to_string(number)); }
+  JsonWriter& value(bool b) { return raw(b ? "true" : "false"); }
   JsonWriter& value(std::string_view text);
   JsonWriter& value(const char* text) { return value(std::string_view(text)); }
   JsonWriter& raw(std::string_view json); // an already written value
   template <class T>
-  JsonWriter& field(std::string_view name, const T& v) { return key(name).value(v); }
+  JsonWriter& field(std::string_view name, const T& v) {
+    return key(name).value(v);
+  }
   const std::string& text() const { return out_; }
 
  private:

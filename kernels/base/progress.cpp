@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 
@@ -15,15 +16,14 @@ double now_seconds() {
 
 std::string human_seconds(double s) {
   if (s < 10) return format("%.1f s", s);
-  const int64_t t = static_cast<int64_t>(s + 0.5);
-  if (t < 60) return format("%d s", static_cast<int>(t));
-  if (t < 3600) return format("%d min %d s", static_cast<int>(t / 60), static_cast<int>(t % 60));
-  return format("%d h %d min", static_cast<int>(t / 3600), static_cast<int>(t / 60 % 60));
+  const int t = static_cast<int>(std::min(s + 0.5, 1e9));
+  if (t < 60) return format("%d s", t);
+  if (t < 3600) return format("%d min %d s", t / 60, t % 60);
+  return format("%d h %d min", t / 3600, t / 60 % 60);
 }
 
-Progress::Progress(std::string label, double total, std::string unit)
-    : label_(std::move(label)), unit_(std::move(unit)), total_(total), start_(now_seconds()), printed_(start_),
-      terminal_(isatty(2)) {}
+Progress::Progress(const std::string& label, double total, const std::string& unit)
+    : label_(label), unit_(unit), total_(total), terminal_(isatty(2)) {}
 
 void Progress::add(double amount, const std::string& note) {
   done_ += amount;
@@ -36,11 +36,12 @@ void Progress::add(double amount, const std::string& note) {
 
 void Progress::print(bool last) {
   const double spent = now_seconds() - start_, rate = spent > 0 ? done_ / spent : 0;
-  const std::string left = last ? "took " + human_seconds(spent)
-                                : rate > 0 ? human_seconds((total_ - done_) / rate) + " left" : "";
-  fprintf(stderr, "%s%s: %.0f/%.0f %s, %.4g/s, %s%s%s%s", terminal_ ? "\r\033[K" : "", label_.c_str(), done_, total_,
-          unit_.c_str(), rate, left.c_str(), note_.empty() ? "" : ", ", note_.c_str(), terminal_ && !last ? "" : "\n");
-  fflush(stderr);
+  const std::string time = last ? "took " + human_seconds(spent)
+                           : rate > 0 ? human_seconds((total_ - done_) / rate) + " left"
+                                      : "";
+  fprintf(stderr, "%s%s: %.0f/%.0f %s, %.4g/s, %s%s%s%s", terminal_ ? "\r\033[K" : "", label_.c_str(), done_,
+          total_, unit_.c_str(), rate, time.c_str(), note_.empty() ? "" : ", ", note_.c_str(),
+          terminal_ && !last ? "" : "\n");
 }
 
 Progress::~Progress() { print(true); }

@@ -1,5 +1,5 @@
-// Progress of a long step on stderr: share, rate, time left. On a terminal one line is rewritten; elsewhere a plain
-// line appears at most every ten seconds and at the end.
+// Progress of a long step on stderr: share, rate, time left. On a terminal one line is rewritten; elsewhere a
+// plain line appears at most every ten seconds and at the end.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -10,14 +10,14 @@ double now_seconds();  // monotonic clock
 
 class Progress {
  public:
-  Progress(std::string label, double total, std::string unit);
+  Progress(const std::string& label, double total, const std::string& unit);
   ~Progress();  // prints the closing line
   void add(double amount, const std::string& note = "");
 
  private:
   void print(bool last);
   std::string label_, unit_, note_;
-  double total_, done_ = 0, start_, printed_;
+  double total_, done_ = 0, start_ = now_seconds(), printed_ = start_;
   bool terminal_;
 };
 

@@ -16,18 +16,16 @@ struct Threads::State {
   std::condition_variable start, done;
   std::atomic<int64_t> next{0};
   int64_t items = 0;
-  Call call = nullptr;
+  Call call = nullptr;  // nullptr: the threads end
   void* argument = nullptr;
   uint64_t generation = 0;
   int busy = 0;
-  bool stop = false;
-  std::vector<std::thread> workers;
+  std::vector<std::jthread> workers;
 };
 
 static int allowed_cpus() {
   cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-  return 1;
+  return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
 }
 
 Threads::Threads(int count) : state_(new State), count_(count > 0 ? count : allowed_cpus()) {
@@ -36,8 +34,8 @@ Threads::Threads(int count) : state_(new State), count_(count > 0 ? count : allo
       for (uint64_t seen = 0;;) {
         {
           std::unique_lock lock(state_->mutex);
-          state_->start.wait(lock, [&] { return state_->stop || state_->generation != seen; });
-          if (state_->stop) return;
+          state_->start.wait(lock, [&] { return state_->generation != seen; });
+          if (!state_->call) return;
           seen = state_->generation;
         }
         take(t);
@@ -49,24 +47,15 @@ Threads::Threads(int count) : state_(new State), count_(count > 0 ? count : allo
 }
 
 Threads::~Threads() {
-  {
-    std::lock_guard lock(state_->mutex);
-    state_->stop = true;
-  }
-  state_->start.notify_all();
-  for (auto& w : state_->workers) w.join();
-  delete state_;
+  begin(0, nullptr, nullptr);
+  state_->workers.clear();  // joins
 }
 
 void Threads::take(int thread) {
   for (int64_t i; (i = state_->next.fetch_add(1)) < state_->items;) state_->call(state_->argument, i, thread);
 }
 
-void Threads::run(int64_t items, Call call, void* argument) {
-  if (count_ == 1 || items <= 1) {
-    for (int64_t i = 0; i < items; ++i) call(argument, i, 0);
-    return;
-  }
+void Threads::begin(int64_t items, Call call, void* argument) {
   {
     std::lock_guard lock(state_->mutex);
     state_->items = items;
@@ -77,6 +66,11 @@ void Threads::run(int64_t items, Call call, void* argument) {
     ++state_->generation;
   }
   state_->start.notify_all();
+}
+
+void Threads::run(int64_t items, Call call, void* argument) {
+  if (items == 1) return call(argument, 0, 0);  // not worth waking the others
+  begin(items, call, argument);
   take(0);
   std::unique_lock lock(state_->mutex);
   state_->done.wait(lock, [&] { return state_->busy == 0; });

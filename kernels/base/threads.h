@@ -1,7 +1,8 @@
-// A fixed pool of threads. Work items are independent and write to places of their own, so the result does not
-// depend on how many threads there are or on who takes which item.
+// A fixed pool of threads. Work items are independent and write to places of their own, so the result does
+// not depend on how many threads there are or on who takes which item.
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <type_traits>
 
 namespace quest {
@@ -9,8 +10,7 @@ namespace quest {
 class Threads {
  public:
   explicit Threads(int count);  // count <= 0: as many as this process may run on
-  Threads(const Threads&) = delete;
-  Threads& operator=(const Threads&) = delete;
+  Threads(Threads&&) = delete;
   ~Threads();
 
   int count() const { return count_; }
@@ -25,10 +25,11 @@ class Threads {
 
  private:
   using Call = void (*)(void*, int64_t, int);
+  void begin(int64_t items, Call call, void* argument);
   void run(int64_t items, Call call, void* argument);
   void take(int thread);
   struct State;
-  State* state_;
+  std::unique_ptr<State> state_;
   int count_;
 };
 

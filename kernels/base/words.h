@@ -1,14 +1,14 @@
 // Unicode text, by utf8proc: validity, and words as \w+ in lower case (letters, marks, digits, underscore).
 #pragma once
+#include <utf8proc.h>
+
 #include <string>
 #include <string_view>
 
-#include <utf8proc.h>
-
-
 namespace quest {
 
-// Reads one code point at text[at] and moves `at` behind it; -1 when the bytes are not UTF-8 (then `at` moves by one).
+// Reads one code point at text[at] and moves `at` behind it; -1 when the bytes are not UTF-8 (then `at` moves
+// by one).
 inline int32_t next_code_point(std::string_view text, size_t& at) {
   utf8proc_int32_t c = -1;
   const auto n = utf8proc_iterate(reinterpret_cast<const utf8proc_uint8_t*>(text.data() + at),
@@ -25,16 +25,17 @@ inline bool valid_utf8(std::string_view text) {
 
 inline void append_utf8(std::string& out, int32_t code_point) {
   utf8proc_uint8_t bytes[4];
-  out.append(reinterpret_cast<const char*>(bytes), static_cast<size_t>(utf8proc_encode_char(code_point, bytes)));
+  const auto n = static_cast<size_t>(utf8proc_encode_char(code_point, bytes));
+  out.append(reinterpret_cast<const char*>(bytes), n);
 }
 
 inline bool is_word_character(int32_t c) {
   if (c == '_') return true;
   const auto category = utf8proc_category(c);
-  return (category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_NO);
+  return category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_NO;
 }
 
-// Calls f(std::string_view word) for every maximal run of word characters, lower-cased code point by code point.
+// Calls f(std::string_view word) for every maximal run of word characters, lower-cased one by one.
 // `word` is scratch that the caller keeps, so that nothing is allocated per word.
 template <class F>
 void each_word(std::string_view text, std::string& word, F&& f) {

@@ -115,7 +115,7 @@ Texts random_texts(int count, uint64_t seed) {
     const int words = 1 + static_cast<int>(random_bits(seed, i, 0) % 9);
     for (int w = 1; w <= words; ++w) {
       const double u = random_uniform(seed, i, w);
-      texts.back() += "w" + std::to_string(static_cast<int>(60 * u * u)) + (w % 3 ? " " : ", ");
+      texts.back().append("w").append(std::to_string(static_cast<int>(60 * u * u))) += w % 3 ? " " : ", ";
     }
   }
   return texts;

@@ -33,6 +33,11 @@ inline EmulatedLanes emulated_set1(float f) {
 inline void emulated_store(float* to, EmulatedLanes v) {
   for (int i = 0; i < 16; ++i) to[i] = std::bit_cast<float>(v.word[i]);
 }
+inline EmulatedLanes emulated_add(EmulatedLanes a, EmulatedLanes b) {
+  for (int i = 0; i < 16; ++i)
+    a.word[i] = std::bit_cast<uint32_t>(std::bit_cast<float>(a.word[i]) + std::bit_cast<float>(b.word[i]));
+  return a;
+}
 inline EmulatedLanes emulated_dots(EmulatedLanes sum, EmulatedLanes a, EmulatedLanes b) {
   for (int i = 0; i < 16; ++i)
     sum.word[i] =
@@ -47,11 +52,15 @@ inline EmulatedLanes emulated_dots(EmulatedLanes sum, EmulatedLanes a, EmulatedL
 #define _mm512_load_ps emulated_load
 #define _mm512_set1_ps emulated_set1
 #define _mm512_store_ps emulated_store
+#define _mm512_setzero_ps() EmulatedLanes{}
+#define _mm512_add_ps emulated_add
 #define _mm512_dpbf16_ps emulated_dots
 #define tile_avx512bf16 tile_emulated
 #include "kernels/tile_avx512bf16.cpp"
 #undef tile_avx512bf16
 #undef _mm512_dpbf16_ps
+#undef _mm512_add_ps
+#undef _mm512_setzero_ps
 #undef _mm512_store_ps
 #undef _mm512_set1_ps
 #undef _mm512_load_ps

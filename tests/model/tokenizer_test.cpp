@@ -156,13 +156,10 @@ TEST_F(TokenizerTest, BosAndEos) {
   w.entry("tokenizer.ggml.eos_token_id").value = raw<uint32_t>(5);
   w.flag("tokenizer.ggml.add_eos_token", true);
   EXPECT_EQ(encode(make(w), "x"), (Ids{0, 1 + 'x', 5}));
-  EXPECT_EQ(make(w).bos(), 0);
-  EXPECT_EQ(make(w).eos(), 5);
   w.entry("tokenizer.ggml.eos_token_id").value = raw<uint32_t>(272);
   expect_refused(w, {"eos_token_id", "272"});
   w.remove("tokenizer.ggml.bos_token_id");
   w.remove("tokenizer.ggml.eos_token_id");
-  EXPECT_EQ(make(w).bos(), -1);
   EXPECT_EQ(encode(make(w), "x"), Ids{1 + 'x'});
 }
 

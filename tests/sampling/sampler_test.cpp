@@ -293,9 +293,9 @@ TEST(Sampler, ManyTokensDoNotPassForFrequentOnes) {
   int64_t next = 0;
   for (size_t l = 0; l < 200; ++l) {
     const int64_t shared = int64_t(l / 2) * 219;
-    for (int64_t i = 0; i < 219; ++i) labels[l] += "s" + std::to_string(shared + i) + " ";
-    for (int64_t i = 0; i < 219; ++i) labels[l] += "u" + std::to_string(next++) + " ";
-    queries.push_back({"q" + std::to_string(l), "", "", {int32_t(l)}});
+    for (int64_t i = 0; i < 219; ++i) labels[l].append("s").append(std::to_string(shared + i)) += " ";
+    for (int64_t i = 0; i < 219; ++i) labels[l].append("u").append(std::to_string(next++)) += " ";
+    queries.push_back({std::to_string(l), "", "", {int32_t(l)}});
   }
   const Dataset data = make_dataset(folder, labels, queries);
   Threads threads(2);

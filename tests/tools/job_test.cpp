@@ -342,7 +342,7 @@ TEST_F(Job, KilledAndResumedToTheSameBits) {
     try_kill([&](const std::string& run) { return exists(in(run, file)); });
   for (const int64_t lines : {1, 9, 11, 45, 77, 119, 120})
     try_kill([&](const std::string& run) { return metrics_lines(run) >= lines; });
-  EXPECT_GE(killed, 9);  // the others ended first
+  EXPECT_GE(killed, 7);  // the others ended first
 
   // Killed again and again, at every fifteenth step.
   Words words = train_words("often", steps);
@@ -358,10 +358,10 @@ TEST_F(Job, KilledAndResumedToTheSameBits) {
 }
 
 TEST_F(Job, ControlCSavesAndSaysHowToResume) {
-  const Words steps = {"--steps", "120", "--validate-every", "50", "--patience", "100"};
+  const Words steps = {"--steps", "240", "--validate-every", "50", "--patience", "100"};
   ASSERT_EQ(train("calm", steps).status, 0);
   int number = 0;
-  for (const int64_t lines : {0, 1, 30, 70}) {
+  for (const int64_t lines : {0, 1, 20, 60}) {
     const std::string run = "stopped" + std::to_string(number++);
     const Outcome o = interrupted(train_words(run, steps), number % 2 ? SIGINT : SIGTERM, [&] {
       return lines == 0 ? exists(in(run, "config.json")) : metrics_lines(run) >= lines;
@@ -372,12 +372,21 @@ TEST_F(Job, ControlCSavesAndSaysHowToResume) {
     if (lines > 0) {
       EXPECT_TRUE(exists(in(run, "checkpoint.safetensors")));
       const int64_t done = metrics_lines(run);
-      EXPECT_TRUE(done >= lines && done < 120) << done;
+      EXPECT_TRUE(done >= lines && done < 240) << done;
     }
     const Outcome again = resume(run);
     ASSERT_EQ(again.status, 0) << again.err;
     expect_same("calm", run);
   }
+}
+
+TEST_F(Job, ControlCEndsTheDownload) {  // of the default model, before the run begins
+  put_file(path("bin/python3"),
+           "#!/bin/sh\ncase \"$*\" in *download*) kill -INT $PPID; kill -INT $$; exit 0;; esac\n");
+  fs::permissions(path("bin/python3"), fs::perms::owner_all);
+  const Outcome o = quest({"train", "--data", "data", "--name", "fetched"}, {"PATH=" + path("bin")});
+  expect_refusal(o, 4, {"python3", "signal 2"});
+  EXPECT_FALSE(exists(path("runs/fetched")));
 }
 
 TEST_F(Job, EachFailedWriteKeepsTheCheckpoint) {
