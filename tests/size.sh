@@ -15,7 +15,7 @@ awk -F: -v goal=$goal -v ratchet=$ratchet '
   END {
     count = split("kernels/base kernels model sampling index train tools", order, " ")
     for (i = 1; i <= count; ++i) printf "%6d  %s\n", lines[order[i]], order[i]
-    printf "%6d  in all; the goal is %d, %d to go\n", total, goal, total > goal ? total - goal : 0
+    printf "%6d  in all; the goal is %d, %d to go\n", total, goal, (total > goal ? total - goal : 0)
     exit total > ratchet
   }' "$code"
 status=$?

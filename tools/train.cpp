@@ -16,6 +16,7 @@ namespace quest {
 
 std::vector<Option> job_options(Settings& s) {
   return {
+      {"job", 0, &s.job, "NAME", "name of the job, for the record"},
       {"data", 'd', &s.data, "DIR", "dataset folder (quest data import); without it the default dataset"},
       {"model", 'm', &s.model, "FILE", "GGUF of the llama architecture; without it SmolLM2-135M-Instruct"},
       {"min-positives", 0, &s.min_positives, "N", "a label counts from so many training positives on"},
@@ -115,6 +116,7 @@ int train(TrainOptions& o) {
     fail(Exit::usage, "%s: exists already; choose another --name, or go on with --resume %s", folder.c_str(),
          folder.c_str());
   if (!resumed && o.settings.data.empty() && !o.full) {  // the default job, of a fixed size
+    o.settings.job = "debian-titles";
     if (o.settings.min_positives == 1) o.settings.min_positives = 2;
     if (o.settings.test_queries == 0) o.settings.test_queries = 1000;
   }

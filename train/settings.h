@@ -7,6 +7,7 @@ namespace quest {
 
 struct Settings {
   // The job.
+  std::string job = "own";      // its name, for the record; the default job has a fixed one
   std::string data, model;    // dataset folder and GGUF; empty: the default ones
   int64_t min_positives = 1;  // a label counts from so many training positives on
   int64_t test_queries = 0;   // those with the smallest hash of their uid; 0: all
