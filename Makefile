@@ -51,6 +51,8 @@ $(BUILD)/%avx512bf16.o: ISA = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx51
 $(BUILD)/tests/%.o: ISA = -O1 -DSOURCE_ROOT='"$(CURDIR)"' -DBUILD_ROOT='"$(abspath $(BUILD))"' \
   -DQUEST_BINARY='"$(abspath $(QUEST))"'
 
+$(BUILD)/tests/tools/matmul_bench.o: ISA = -O3
+
 $(BUILD)/%.o: %.cpp $(BUILD)/flags
 	@mkdir -p $(@D)
 	@echo "  CXX   $<"

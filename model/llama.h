@@ -32,7 +32,6 @@ struct Model {
   std::vector<std::unique_ptr<float[]>> owned;  // turns, and norms that were not f32 in the file
 
   int64_t kv_width() const { return 2 * heads.kv_heads * heads.size; }
-  double flops_per_token() const;  // 2 per weight of the linear layers: one forward pass of one row
 };
 
 // Opens a GGUF of the llama architecture (../FORMATS: GGUF version 2 and 3). Every offset, size, shape, type

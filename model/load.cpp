@@ -144,12 +144,6 @@ void fill_turns(Model& m) {
 
 }  // namespace
 
-double Model::flops_per_token() const {
-  const double queries = static_cast<double>(2 * heads.heads * heads.size);  // q and o
-  const double keys = static_cast<double>(2 * heads.kv_heads * heads.size);  // k and v
-  return 2.0 * static_cast<double>(layers * width) * (queries + keys + 3 * static_cast<double>(mlp));
-}
-
 std::unique_ptr<Model> load_gguf(const std::string& path) {
   auto m = std::make_unique<Model>();
   m->path = path;

@@ -174,7 +174,9 @@ void Job::sample() {
   options.kind = settings_.sampler == "paper"     ? SamplerKind::paper
                  : settings_.sampler == "uniform" ? SamplerKind::uniform
                                                   : SamplerKind::minhash;
-  options.k = static_cast<int64_t>(settings_.ratio * static_cast<double>(total));
+  const double ratio = settings_.ratio > 0 ? settings_.ratio : 0.25;
+  options.k = static_cast<int64_t>(ratio * static_cast<double>(total));
+  if (settings_.ratio == 0) options.k = std::max(options.k, std::min<int64_t>(total, 2000));
   if (settings_.pairs > 0) options.k = std::min(options.k, settings_.pairs);
   if (options.k == 0)
     fail(Exit::input,
@@ -207,11 +209,7 @@ void Job::announce() const {
                tokens = static_cast<double>(texts_.corpus.tokens.size());
   const bool suffix = settings_.placement == "suffix";
   const double encode = suffix ? K : tokens / texts;  // rows a text, after the text pass
-  const double steps =
-      settings_.steps > 0
-          ? static_cast<double>(settings_.steps)
-          : static_cast<double>(settings_.epochs *
-                                std::max<int64_t>(1, static_cast<int64_t>(pairs_.size()) / settings_.batch));
+  const auto steps = static_cast<double>(planned_steps(settings_, static_cast<int64_t>(pairs_.size())));
   const double ranked = static_cast<double>(selection_.labels.size() + selection_.test.size());
   const double checked =
       static_cast<double>(std::min<size_t>(1500, selection_.labels.size()) + selection_.validation.size());

@@ -63,6 +63,12 @@ void cut_metrics(const std::string& path, int64_t steps) {
 
 }  // namespace
 
+int64_t planned_steps(const Settings& s, int64_t pairs) {
+  const int64_t per_epoch = std::max<int64_t>(1, pairs / s.batch);
+  const int64_t epochs = s.epochs > 0 ? s.epochs : (99 + per_epoch) / per_epoch;
+  return pairs == 0 ? 0 : s.steps > 0 ? s.steps : epochs * per_epoch;
+}
+
 Trainer::Trainer(Engine& engine, const Settings& settings, const Dataset& data, const Selection& selection,
                  const JobTexts& job, const TextCache* cache, const std::vector<DrawnPair>& pairs,
                  std::string folder)
@@ -76,7 +82,7 @@ Trainer::Trainer(Engine& engine, const Settings& settings, const Dataset& data, 
       folder_(std::move(folder)) {
   const auto n = static_cast<int64_t>(pairs.size());
   per_epoch_ = std::max<int64_t>(1, n / settings.batch);
-  steps_ = n == 0 ? 0 : settings.steps > 0 ? settings.steps : settings.epochs * per_epoch_;
+  steps_ = planned_steps(settings, n);
 
   // Labels to rank the validation queries against: their own ones, then those of smallest hash.
   const Truth truth = truth_of(data.train, selection.validation, selection);

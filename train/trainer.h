@@ -30,6 +30,9 @@ struct TrainState {
   bool finished = false;
 };
 
+// Steps of a job that drew so many pairs.
+int64_t planned_steps(const Settings&, int64_t pairs);
+
 class Trainer {
  public:
   // cache: nullptr with a prefix prompt.
