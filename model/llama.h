@@ -34,7 +34,7 @@ struct Model {
   int64_t kv_width() const { return 2 * heads.kv_heads * heads.size; }
 };
 
-// Opens a GGUF of the llama architecture (../FORMATS: GGUF version 2 and 3). Every offset, size, shape, type
+// Opens a GGUF (version 2 or 3) of the llama architecture. Every offset, size, shape, type
 // and scale is checked; throws Error(input) naming file, tensor or key, expected and found.
 std::unique_ptr<Model> load_gguf(const std::string& path);
 
