@@ -43,10 +43,13 @@ $(PROGRAMS:%=$(BUILD)/tools/%): $(BUILD)/tools/%: $(BUILD)/tests/tools/%.o $(fil
 $(BUILD)/tools/tokenize: $(filter $(BUILD)/model/%,$(OBJ))
 $(BUILD)/tools/parity: $(filter-out $(BUILD)/kernels/%,$(OBJ))
 
-# Instruction sets: only these files, chosen by cpuid at run time.
-$(BUILD)/%avx2.o: ISA = -mavx2 -mfma
-$(BUILD)/%avx512.o: ISA = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma
-$(BUILD)/%avx512bf16.o: ISA = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma
+# Instruction sets: only these files, chosen by cpuid at run time. Threaded jumps would split the clamp of the
+# exponential into branches, and vectorise into quotients of both: denormal ones, six times as slow.
+AVX512 = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma
+$(BUILD)/kernels/tile_portable.o: ISA = -fno-thread-jumps
+$(BUILD)/%avx2.o: ISA = -fno-thread-jumps -mavx2 -mfma
+$(BUILD)/%avx512.o: ISA = -fno-thread-jumps $(AVX512)
+$(BUILD)/%avx512bf16.o: ISA = $(AVX512) -mavx512bf16
 # Tests find the tree, and what was built, through these; -O1 halves their build.
 $(BUILD)/tests/%.o: ISA = -O1 -DSOURCE_ROOT='"$(CURDIR)"' -DBUILD_ROOT='"$(abspath $(BUILD))"' \
   -DQUEST_BINARY='"$(abspath $(QUEST))"'

@@ -1,7 +1,7 @@
 // The exact scan: every query against every label. The metrics come from here.
 #pragma once
 #include "index/ranked.h"
-#include "kernels/cpu_math.h"
+#include "kernels/tile_math.h"
 
 namespace quest {
 

@@ -3,25 +3,21 @@
 #include <cmath>
 #include <cstring>
 
-#include "kernels/base/error.h"
+#include "kernels/base/arena.h"
 #include "kernels/base/threads.h"
-#include "kernels/cpu_attention.h"
-#include "kernels/cpu_math.h"
-#include "kernels/matmul.h"
-#include "kernels/ops.h"
+#include "kernels/cpu_ops.h"
+#include "kernels/tile_math.h"
 
 namespace quest {
 
 namespace {
 
-float* f32(const View& v, int64_t i) { return row_as<float>(v, i); }
 size_t bytes(int64_t floats) { return static_cast<size_t>(floats) * sizeof(float); }
 
 // ---- 1  rows
 
 void embed(const Context& c, View table, const int32_t* ids, View x) {
-  c.threads->each(
-      x.rows, [&](int64_t i, int) { decode(table.type, row_pointer(table, ids[i]), 0, x.cols, f32(x, i)); });
+  c.threads->each(x.rows, [&](int64_t i, int) { load_row(c, table, ids[i], f32(x, i)); });
 }
 
 void repeat(const Context& c, View prompt, View x) {
@@ -51,88 +47,63 @@ void zero(const Context& c, View y) {
   c.threads->each(y.rows, [&](int64_t i, int) { memset(f32(y, i), 0, bytes(y.cols)); });
 }
 
+// f(row, scratch of `floats` floats of the thread) for every row.
+template <class F>
+void each_row(const Context& c, int64_t rows, int64_t floats, F&& f) {
+  Scratch scope(*c.arena);
+  float* scratch = c.arena->array<float>(floats * c.threads->count());
+  c.threads->each(rows, [&](int64_t i, int thread) { f(i, scratch + floats * thread); });
+}
+
 // ---- 2  RMSNorm
 
-float inverse_rms(const float* x, int64_t d, double eps) {
-  return 1.0f / std::sqrt(dot(x, x, d) / static_cast<float>(d) + static_cast<float>(eps));
-}
-
-template <class Y>
-void rmsnorm_rows(const Context& c, View x, View w, double eps, View y) {
-  c.threads->each(x.rows, [&](int64_t i, int) {
-    const float *xi = f32(x, i), *wi = f32(w, 0), r = inverse_rms(xi, x.cols, eps);
-    Y* yi = row_as<Y>(y, i);
-    for (int64_t j = 0; j < x.cols; ++j) store(yi[j], xi[j] * r * wi[j]);
-  });
-}
-
 void rmsnorm(const Context& c, View x, View w, double eps, View y) {
-  (y.type == Type::f32 ? rmsnorm_rows<float> : rmsnorm_rows<uint16_t>)(c, x, w, eps, y);
+  each_row(c, x.rows, x.cols, [&](int64_t i, float* yi) {
+    kernels(c).rmsnorm(f32(x, i), f32(w, 0), static_cast<float>(eps), x.cols, yi);
+    store_row(c, yi, y, i);
+  });
 }
 
 void rmsnorm_backward(const Context& c, View dy, View x, View w, double eps, View dx) {
   c.threads->each(x.rows, [&](int64_t i, int) {
-    const float *xi = f32(x, i), *wi = f32(w, 0), *dyi = f32(dy, i), r = inverse_rms(xi, x.cols, eps);
-    float sum[16] = {};
-    for (int64_t j = 0; j < x.cols; ++j) sum[j % 16] += dyi[j] * wi[j] * xi[j];
-    float total = 0;
-    for (const float part : sum) total += part;
-    const float scale = r * r * r * total / static_cast<float>(x.cols);
-    float* dxi = f32(dx, i);
-    for (int64_t j = 0; j < x.cols; ++j) dxi[j] += r * wi[j] * dyi[j] - scale * xi[j];
+    kernels(c).rmsnorm_backward(f32(dy, i), f32(x, i), f32(w, 0), static_cast<float>(eps), x.cols,
+                                f32(dx, i));
   });
 }
 
 // ---- 4  rotary positions
 
-template <class Y>
 void turn(const Context& c, View x, const int32_t* positions, View turns, View y, float direction) {
-  c.threads->each(x.rows, [&](int64_t i, int) {
-    const float *xi = f32(x, i), *angle = f32(turns, positions[i]);
-    Y* yi = row_as<Y>(y, i);
-    for (int64_t head = 0; head < x.cols; head += turns.cols)
-      for (int64_t j = 0; j < turns.cols; j += 2) {
-        const float a = xi[head + j], b = xi[head + j + 1], cosine = angle[j],
-                    sine = direction * angle[j + 1];
-        store(yi[head + j], a * cosine - b * sine);
-        store(yi[head + j + 1], a * sine + b * cosine);
-      }
+  each_row(c, x.rows, x.cols, [&](int64_t i, float* yi) {
+    kernels(c).turn(f32(x, i), f32(turns, positions[i]), turns.cols, direction, x.cols, yi);
+    store_row(c, yi, y, i);
   });
 }
 
 void rope(const Context& c, View x, const int32_t* positions, View turns, View y) {
-  (y.type == Type::f32 ? turn<float> : turn<uint16_t>)(c, x, positions, turns, y, 1.0f);
+  turn(c, x, positions, turns, y, 1.0f);
 }
 
 void rope_backward(const Context& c, View dy, const int32_t* positions, View turns, View dx) {
-  turn<float>(c, dy, positions, turns, dx, -1.0f);
+  turn(c, dy, positions, turns, dx, -1.0f);
 }
 
 // ---- 6  SwiGLU
 
-template <class A>
 void swiglu(const Context& c, View gate, View up, View y) {
-  c.threads->each(y.rows, [&](int64_t i, int) {
-    const A *g = row_as<A>(gate, i), *u = row_as<A>(up, i);
-    A* yi = row_as<A>(y, i);
-    for (int64_t j = 0; j < y.cols; ++j) {
-      const float x = load(g[j]);
-      store(yi[j], x / (1.0f + exp_f32(-x)) * load(u[j]));
-    }
+  each_row(c, y.rows, 2 * y.cols, [&](int64_t i, float* g) {
+    float* u = g + y.cols;
+    load_row(c, gate, i, g), load_row(c, up, i, u);
+    kernels(c).swiglu(g, u, y.cols, g);
+    store_row(c, g, y, i);
   });
 }
 
-template <class A>
 void swiglu_backward(const Context& c, View dy, View gate, View up, View dgate, View dup) {
-  c.threads->each(dy.rows, [&](int64_t i, int) {
-    const A *g = row_as<A>(gate, i), *u = row_as<A>(up, i);
-    const float* d = f32(dy, i);
-    float *dg = f32(dgate, i), *du = f32(dup, i);
-    for (int64_t j = 0; j < dy.cols; ++j) {
-      const float x = load(g[j]), sigma = 1.0f / (1.0f + exp_f32(-x));
-      du[j] = d[j] * x * sigma;
-      dg[j] = d[j] * load(u[j]) * sigma * (1.0f + x * (1.0f - sigma));
-    }
+  each_row(c, dy.rows, 2 * dy.cols, [&](int64_t i, float* g) {
+    float* u = g + dy.cols;
+    load_row(c, gate, i, g), load_row(c, up, i, u);
+    kernels(c).swiglu_backward(f32(dy, i), g, u, dy.cols, f32(dgate, i), f32(dup, i));
   });
 }
 
@@ -273,8 +244,10 @@ void adamw(const Context&, View p, View g, View m, View v, View length, double c
     }
 }
 
-template <class A>
-Ops table(const MatmulPath* path, Type activation) {
+}  // namespace
+
+Ops cpu_ops(const char* name, Type activation) {
+  const MatmulPath* path = find_path(name);
   Ops o{};
   o.path = path->name;
   o.matmul_path = path;
@@ -285,21 +258,14 @@ Ops table(const MatmulPath* path, Type activation) {
   o.rmsnorm = rmsnorm, o.rmsnorm_backward = rmsnorm_backward;
   o.matmul = matmul, o.matmul_backward = matmul_backward;
   o.rope = rope, o.rope_backward = rope_backward;
-  o.attention = cpu_attention<A>, o.attention_backward = cpu_attention_backward<A>;
-  o.swiglu = swiglu<A>, o.swiglu_backward = swiglu_backward<A>;
+  o.attention = cpu_attention, o.attention_backward = cpu_attention_backward;
+  o.swiglu = swiglu, o.swiglu_backward = swiglu_backward;
   o.pool = pool, o.pool_backward = pool_backward;
   o.normalize = normalize, o.normalize_backward = normalize_backward;
   o.similarity = similarity, o.similarity_backward = similarity_backward;
   o.contrastive = contrastive, o.contrastive_backward = contrastive_backward;
   o.norm = norm, o.adamw = adamw;
   return o;
-}
-
-}  // namespace
-
-Ops cpu_ops(const char* name, Type activation) {
-  const MatmulPath* path = find_path(name);
-  return activation == Type::bf16 ? table<uint16_t>(path, activation) : table<float>(path, activation);
 }
 
 }  // namespace quest

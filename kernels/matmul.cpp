@@ -19,10 +19,10 @@ void tile_avx512bf16(const float* x, const float* w, float* acc, int64_t steps);
 
 std::span<const MatmulPath> matmul_paths() {
   static constexpr MatmulPath all[] = {
-      {"avx512bf16", 8, 48, tile_avx512, tile_avx512bf16},
-      {"avx512", 8, 48, tile_avx512, nullptr},
-      {"avx2", 6, 16, tile_avx2, nullptr},
-      {"portable", 4, 8, tile_portable, nullptr},
+      {"avx512bf16", 8, 48, tile_avx512, tile_avx512bf16, &rows_avx512},
+      {"avx512", 8, 48, tile_avx512, nullptr, &rows_avx512},
+      {"avx2", 6, 16, tile_avx2, nullptr, &rows_avx2},
+      {"portable", 4, 8, tile_portable, nullptr, &rows_portable},
   };
   __builtin_cpu_init();  // also asks whether the system saves the wide registers (XCR0)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -63,8 +63,11 @@ struct Product {
   float* packed_x;  // [row tile][panel][tile row][x_stride] words
 };
 
-void round_all(float* values, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) values[i] = round_bf16(values[i]);
+// Elements first .. first + count of a row, rounded to bf16 where the operands are.
+void operand(const Product& p, const View& v, int64_t row, int64_t first, int64_t count, float* to) {
+  const auto* from = static_cast<const std::byte*>(row_pointer(v, row)) + row_bytes(v.type, first);
+  p.path->row->decode[static_cast<int>(v.type)](from, count, to);
+  if (p.bf16 && v.type != Type::bf16) p.path->row->round(to, count);
 }
 
 // Two bf16 values, held as floats, in one word.
@@ -79,14 +82,12 @@ void pack_row(const Product& p, int64_t row, int64_t first, int64_t count, float
     return;
   }
   if (!p.pairs) {
-    decode(p.x.type, row_pointer(p.x, row), first, count, to);
-    if (p.bf16 && p.x.type != Type::bf16) round_all(to, count);
+    operand(p, p.x, row, first, count, to);
     return;
   }
   float values[panel_inner];
   values[count - 1 + count % 2] = 0;
-  decode(p.x.type, row_pointer(p.x, row), first, count, values);
-  round_all(values, count);
+  operand(p, p.x, row, first, count, values);
   for (int64_t k = 0; k < count; k += 2) to[k / 2] = join(values[k], values[k + 1]);
 }
 
@@ -105,11 +106,8 @@ void pack_transposed(const Product& p, int64_t column, int64_t first, int64_t co
   float block[widest_tile * block_size] = {};
   for (int64_t k = 0; k < count; k += block_size) {
     const int64_t length = std::min(block_size, count - k);
-    for (int64_t n = 0; n < real; ++n)
-      decode(p.w.type, row_pointer(p.w, column + n), first + k, length, block + n * block_size);
-    if (p.bf16) round_all(block, real * block_size);
-    for (int64_t i = 0; i < length; ++i)
-      for (int64_t n = 0; n < columns; ++n) panel[(k + i) * columns + n] = block[n * block_size + i];
+    for (int64_t n = 0; n < real; ++n) operand(p, p.w, column + n, first + k, length, block + n * block_size);
+    p.path->row->transpose(block, columns, length, panel + k * columns);
   }
 }
 
@@ -118,8 +116,7 @@ void pack_straight(const Product& p, int64_t column, int64_t first, int64_t coun
   const int64_t columns = p.path->columns, real = std::min(width, p.w.cols - column);
   float line[width] = {};
   for (int64_t k = 0; k < count; ++k) {
-    decode(p.w.type, row_pointer(p.w, first + k), column, real, line);
-    if (p.bf16) round_all(line, real);
+    operand(p, p.w, first + k, column, real, line);
     for (int64_t n = 0; n < real; n += columns)
       memcpy(panel + n * panel_inner + k * columns, line + n, static_cast<size_t>(columns) * sizeof(float));
   }
@@ -144,23 +141,12 @@ void pack_weights(const Product& p, int64_t column, int64_t tiles, int64_t first
   }
 }
 
-// Rounds the finished sums to y's type, once.
-void store(const View& y, int64_t row, int64_t column, int64_t count, const float* sums, Into into) {
-  if (y.type == Type::f32) {
-    float* to = static_cast<float*>(row_pointer(y, row)) + column;
-    for (int64_t n = 0; n < count; ++n) to[n] = into == Into::add ? to[n] + sums[n] : sums[n];
-  } else {
-    uint16_t* to = static_cast<uint16_t*>(row_pointer(y, row)) + column;
-    for (int64_t n = 0; n < count; ++n)
-      to[n] = to_bf16(into == Into::add ? from_bf16(to[n]) + sums[n] : sums[n]);
-  }
-}
-
 // Row tiles [begin, end) of the columns [column, column + width).
 void multiply_block(const Product& p, int64_t column, int64_t begin, int64_t end, float* panel, float* sums) {
   const int64_t rows = p.path->rows, columns = p.path->columns, tile_size = rows * columns;
   const int64_t outputs = std::min(width, p.y.cols - column), column_tiles = tiles_of(outputs, columns);
   const MatmulPath::Tile tile = p.pairs ? p.path->tile_pairs : p.path->tile;
+  const auto store = p.y.type == Type::f32 ? p.path->row->store_f32 : p.path->row->store_bf16;
   std::fill_n(sums, (end - begin) * column_tiles * tile_size, 0.0f);
   for (int64_t i = 0; i < p.panels; ++i) {
     const int64_t first = i * panel_inner, count = std::min(panel_inner, p.inner - first);
@@ -172,8 +158,9 @@ void multiply_block(const Product& p, int64_t column, int64_t begin, int64_t end
   }
   for (int64_t row = begin * rows; row < std::min(end * rows, p.x.rows); ++row)
     for (int64_t c = 0; c < column_tiles; ++c)
-      store(p.y, row, column + c * columns, std::min(columns, outputs - c * columns),
-            sums + ((row / rows - begin) * column_tiles + c) * tile_size + row % rows * columns, p.into);
+      store(sums + ((row / rows - begin) * column_tiles + c) * tile_size + row % rows * columns,
+            std::min(columns, outputs - c * columns), p.into == Into::add,
+            row_pointer(columns_of(p.y, column + c * columns, 1), row));
 }
 
 void multiply(const Context& context, Product p) {

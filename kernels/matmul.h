@@ -9,19 +9,9 @@
 #include <span>
 
 #include "kernels/ops.h"
+#include "kernels/tile.h"
 
 namespace quest {
-
-struct MatmulPath {
-  // acc[r][n] += sum over k ascending of x[r][k] * w[k][n], r < rows, n < columns, k < steps.
-  // x: rows 208 words apart; w: rows of `columns` words; acc: rows of `columns` floats; both 64-byte aligned.
-  using Tile = void (*)(const float* x, const float* w, float* acc, int64_t steps);
-
-  const char* name;
-  int rows, columns;  // of a tile
-  Tile tile;          // a word is one float
-  Tile tile_pairs;    // a word is two bf16: inner index 2k (low half), 2k + 1; nullptr: bf16 goes as float
-};
 
 // The paths that this machine can run, best first. Never empty.
 std::span<const MatmulPath> matmul_paths();

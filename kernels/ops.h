@@ -32,7 +32,14 @@ struct View {
   int64_t rows = 0, cols = 0, stride = 0;
 };
 
-int64_t row_bytes(Type type, int64_t cols);  // of `cols` elements (packed types: a multiple of the block)
+constexpr int64_t block_size = 32;  // elements of a block of every packed type
+
+// Of `cols` elements; of packed types a multiple of the block.
+inline int64_t row_bytes(Type type, int64_t cols) {
+  constexpr int64_t bytes[] = {4, 2, 2, 20, 34, 8, 16};  // of an element or a block
+  const bool packed = type == Type::q4_1 || type == Type::q8_0;
+  return (packed ? cols / block_size : cols) * bytes[static_cast<int>(type)];
+}
 
 inline void* row_pointer(const View& v, int64_t row) {
   return static_cast<std::byte*>(v.data) + row * row_bytes(v.type, v.stride);
@@ -54,16 +61,23 @@ struct KeyValues {
 
 // One text, or one copy of the prompt: rows that see their context (all of it) and each other (causally).
 struct Group {
-  KeyValues context;         // rows == 0: none
-  int32_t row = 0, rows = 0;      // own rows within the pass
-  int32_t query = 0, queries = 0; // its query rows within the Q rows: the last `queries` of its own rows
+  KeyValues context;               // rows == 0: none
+  int32_t row = 0, rows = 0;       // own rows within the pass
+  int32_t query = 0, queries = 0;  // its query rows within the Q rows: the last `queries` of its own rows
 };
 
-struct Heads { int64_t heads, kv_heads, size; };
+struct Heads {
+  int64_t heads, kv_heads, size;
+};
 
-struct Pair { int32_t query, label; };  // row of the U queries, row of the L labels
+struct Pair {
+  int32_t query, label;
+};  // row of the U queries, row of the L labels
 
-struct AdamW { double rate, beta1, beta2, epsilon, decay; int64_t step; };  // step counts from 1
+struct AdamW {
+  double rate, beta1, beta2, epsilon, decay;
+  int64_t step;
+};  // step counts from 1
 
 enum class Into { set, add };
 
@@ -71,8 +85,8 @@ struct Ops;
 struct Context {
   const Ops* ops;
   Threads* threads;
-  Arena* arena;              // scratch; every op leaves it as it found it
-  double* flops = nullptr;   // where a pass counts its work, or nowhere
+  Arena* arena;             // scratch; every op leaves it as it found it
+  double* flops = nullptr;  // where a pass counts its work, or nowhere
 };
 
 struct MatmulPath;  // matmul.h

@@ -2,6 +2,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "kernels/tile_rows.h"
+
 namespace quest {
 
 void tile_avx2(const float* x, const float* w, float* acc, int64_t steps) {
@@ -27,5 +29,7 @@ void tile_avx2(const float* x, const float* w, float* acc, int64_t steps) {
       _mm256_store_ps(to, _mm256_add_ps(_mm256_load_ps(to), sum[r][j]));
     }
 }
+
+const RowKernels rows_avx2 = row_kernels;
 
 }  // namespace quest

@@ -2,6 +2,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "kernels/tile_rows.h"
+
 namespace quest {
 
 void tile_avx512(const float* x, const float* w, float* acc, int64_t steps) {
@@ -27,5 +29,7 @@ void tile_avx512(const float* x, const float* w, float* acc, int64_t steps) {
       _mm512_store_ps(to, _mm512_add_ps(_mm512_load_ps(to), sum[r][j]));
     }
 }
+
+const RowKernels rows_avx512 = row_kernels;
 
 }  // namespace quest

@@ -1,6 +1,8 @@
 // A register tile in plain C++: 4 rows x 8 outputs. kernels/matmul.h says what it does.
 #include <stdint.h>
 
+#include "kernels/tile_rows.h"
+
 namespace quest {
 
 using Lanes = float __attribute__((vector_size(16), may_alias));
@@ -23,5 +25,7 @@ void tile_portable(const float* x, const float* w, float* acc, int64_t steps) {
   for (int r = 0; r < 4; ++r)
     for (int j = 0; j < 2; ++j) stored[r * 2 + j] += sum[r][j];
 }
+
+const RowKernels rows_portable = row_kernels;
 
 }  // namespace quest

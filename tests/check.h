@@ -14,7 +14,7 @@
 #include "kernels/base/arena.h"
 #include "kernels/base/random.h"
 #include "kernels/base/threads.h"
-#include "kernels/cpu_math.h"
+#include "kernels/tile_math.h"
 #include "kernels/ref.h"
 
 namespace quest {

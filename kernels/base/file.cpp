@@ -36,8 +36,8 @@ void MappedFile::require_multiple(size_t element) const {
 }
 
 [[noreturn]] static void fail_write(const std::string& path, const char* what) {
-  fail(Exit::machine, "%s: %s failed: %s; free space or choose another folder, then run again",
-       path.c_str(), what, strerror(errno));
+  fail(Exit::machine, "%s: %s failed: %s; free space or choose another folder, then run again", path.c_str(),
+       what, strerror(errno));
 }
 
 static void sync_folder(const std::string& path) {

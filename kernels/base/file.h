@@ -45,7 +45,9 @@ class OutFile {
   void write(const void* bytes, size_t count);
   void write(std::string_view text) { write(text.data(), text.size()); }
   template <class T>
-  void put(const T& value) { write(&value, sizeof value); }
+  void put(const T& value) {
+    write(&value, sizeof value);
+  }
   void commit();
 
  private:

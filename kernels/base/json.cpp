@@ -61,9 +61,12 @@ JsonWriter& JsonWriter::raw(std::string_view json) {
 JsonWriter& JsonWriter::value(std::string_view text) {
   std::string quoted = "\"";
   for (const char c : text) {
-    if (c == '\n') quoted += "\\n";
-    else if (static_cast<unsigned char>(c) < 0x20) quoted += format("\\u%04x", c);
-    else (c == '"' || c == '\\' ? quoted += '\\' : quoted) += c;
+    if (c == '\n')
+      quoted += "\\n";
+    else if (static_cast<unsigned char>(c) < 0x20)
+      quoted += format("\\u%04x", c);
+    else
+      (c == '"' || c == '\\' ? quoted += '\\' : quoted) += c;
   }
   return raw(quoted += '"');
 }

@@ -13,14 +13,14 @@ class JsonWriter {
   explicit JsonWriter(bool one_line = false) : one_line_(one_line) {}
   JsonWriter& object() { return open('{'); }
   JsonWriter& array() { return open('['); }
-  JsonWriter& end();                      // closes the innermost object or array
+  JsonWriter& end();  // closes the innermost object or array
   JsonWriter& key(std::string_view name);
-  JsonWriter& value(double number);       // NaN and infinity become null
+  JsonWriter& value(double number);  // NaN and infinity become null
   JsonWriter& value(std::integral auto number) { return raw(std::to_string(number)); }
   JsonWriter& value(bool b) { return raw(b ? "true" : "false"); }
   JsonWriter& value(std::string_view text);
   JsonWriter& value(const char* text) { return value(std::string_view(text)); }
-  JsonWriter& raw(std::string_view json); // an already written value
+  JsonWriter& raw(std::string_view json);  // an already written value
   template <class T>
   JsonWriter& field(std::string_view name, const T& v) {
     return key(name).value(v);

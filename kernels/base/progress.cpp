@@ -36,7 +36,7 @@ void Progress::add(double amount, const std::string& note) {
 
 void Progress::print(bool last) {
   const double spent = now_seconds() - start_, rate = spent > 0 ? done_ / spent : 0;
-  const std::string time = last ? "took " + human_seconds(spent)
+  const std::string time = last       ? "took " + human_seconds(spent)
                            : rate > 0 ? human_seconds((total_ - done_) / rate) + " left"
                                       : "";
   fprintf(stderr, "%s%s: %.0f/%.0f %s, %.4g/s, %s%s%s%s", terminal_ ? "\r\033[K" : "", label_.c_str(), done_,

@@ -19,7 +19,8 @@ class Threads {
   template <class F>
   void each(int64_t items, F&& f) {
     using G = std::remove_reference_t<F>;
-    run(items, [](void* g, int64_t item, int thread) { (*static_cast<G*>(g))(item, thread); },
+    run(
+        items, [](void* g, int64_t item, int thread) { (*static_cast<G*>(g))(item, thread); },
         const_cast<std::remove_const_t<G>*>(&f));
   }
 

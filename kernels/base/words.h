@@ -42,8 +42,10 @@ void each_word(std::string_view text, std::string& word, F&& f) {
   word.clear();
   for (size_t at = 0; at < text.size();) {
     const int32_t c = next_code_point(text, at);
-    if (c >= 0 && is_word_character(c)) append_utf8(word, utf8proc_tolower(c));
-    else if (!word.empty()) f(std::string_view(word)), word.clear();
+    if (c >= 0 && is_word_character(c))
+      append_utf8(word, utf8proc_tolower(c));
+    else if (!word.empty())
+      f(std::string_view(word)), word.clear();
   }
   if (!word.empty()) f(std::string_view(word));
 }

@@ -159,7 +159,7 @@ void each_size(const std::function<void(int64_t rows, int64_t width, Backends&)>
 
 Matrix f32(int64_t rows, int64_t cols) { return Matrix(rows, cols, Type::f32); }
 
-// ---- the pieces of cpu_math.h
+// ---- the pieces of tile_math.h
 
 TEST(CpuOps, Exp) {
   const auto expect_exp = [](float x) {

@@ -20,7 +20,7 @@ using namespace quest;
 
 namespace {
 
-const MatmulPath emulated_path{"emulated", 8, 48, nullptr, tile_emulated};
+const MatmulPath emulated_path{"emulated", 8, 48, nullptr, tile_emulated, &rows_portable};
 
 // Every path that this machine can product, and the bf16 one that any can.
 std::vector<const MatmulPath*> paths_for(Type activation) {

@@ -1,0 +1,46 @@
+// A kernel path: the inner loops of the CPU backend for one instruction set. Each path is one tile_*.cpp,
+// compiled with its own flags; cpuid chooses (matmul.cpp).
+#pragma once
+#include <stdint.h>
+
+namespace quest {
+
+// What a path offers beside its register tile. y may be x (or gate) throughout.
+struct RowKernels {
+  // out[i] = element i of a packed or plain row, in the order of Type: f32, f16, bf16, q4_1, q8_0
+  void (*decode[5])(const void* from, int64_t count, float* out);
+  void (*store_f32)(const float* x, int64_t n, bool add, void* y);   // y = (or +=) x
+  void (*store_bf16)(const float* x, int64_t n, bool add, void* y);  // the same, rounded once
+  void (*round)(float* x, int64_t n);                                // x = bf16(x)
+  void (*transpose)(const float* block, int64_t rows, int64_t columns,
+                    float* to);  // [rows][32] -> [columns][rows]
+  void (*rmsnorm)(const float* x, const float* w, float eps, int64_t n, float* y);
+  void (*rmsnorm_backward)(const float* dy, const float* x, const float* w, float eps, int64_t n, float* dx);
+  void (*turn)(const float* x, const float* turns, int64_t size, float direction, int64_t n, float* y);
+  void (*swiglu)(const float* gate, const float* up, int64_t n, float* y);
+  void (*swiglu_backward)(const float* dy, const float* gate, const float* up, int64_t n, float* dgate,
+                          float* dup);
+  // One query of one head against `count` keys and values, `stride` apart: p [count], out [D].
+  void (*attention)(const float* q, const float* k, const float* v, int64_t D, int64_t stride, int64_t count,
+                    float scale, float* p, float* out);
+  // dq = (may be q); dk, dv +=; p, dp [count] are scratch
+  void (*attention_backward)(const float* dout, const float* q, const float* k, const float* v, int64_t D,
+                             int64_t stride, int64_t count, float scale, float* p, float* dp, float* dq,
+                             float* dk, float* dv);
+};
+
+extern const RowKernels rows_portable, rows_avx2, rows_avx512;
+
+struct MatmulPath {
+  // acc[r][n] += sum over k ascending of x[r][k] * w[k][n], r < rows, n < columns, k < steps.
+  // x: rows 208 words apart; w: rows of `columns` words; acc: rows of `columns` floats; both 64-byte aligned.
+  using Tile = void (*)(const float* x, const float* w, float* acc, int64_t steps);
+
+  const char* name;
+  int rows, columns;  // of a tile
+  Tile tile;          // a word is one float
+  Tile tile_pairs;    // a word is two bf16: inner index 2k (low half), 2k + 1; nullptr: bf16 goes as float
+  const RowKernels* row;
+};
+
+}  // namespace quest
