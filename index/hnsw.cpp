@@ -23,45 +23,36 @@ static float distance(const void* a, const void* b, const void* width) {
   return std::isnan(score) ? INFINITY : -score;
 }
 
-struct InnerProduct final : hnswlib::SpaceInterface<float> {
+struct Hnsw::State final : hnswlib::SpaceInterface<float> {
   int64_t width;
-  explicit InnerProduct(int64_t w) : width(w) {}
+  hnswlib::HierarchicalNSW<float> graph;
+
+  State(int64_t w, int64_t labels) : width(w), graph(this, labels, links, ef_construction) {}
   size_t get_data_size() override { return width * sizeof(float); }
   hnswlib::DISTFUNC<float> get_dist_func() override { return distance; }
   void* get_dist_func_param() override { return &width; }
 };
 
-struct Hnsw::State {
-  InnerProduct space;
-  int64_t labels;  // all of them, also those that stay out
-  hnswlib::HierarchicalNSW<float> graph;
-  State(int64_t width, int64_t all, int64_t count)
-      : space(width), labels(all), graph(&space, count, links, ef_construction) {}
-};
-
-// PATH.meta. PATH holds count elements [links of level 0 | vector | label], then for every element its level
-// (i32) and a list of links for each level above 0; a list is its length and room for all (u32).
+// PATH.meta. PATH holds an element [links of level 0 | vector | label] for every label, then for each its
+// level (i32) and a list of links for each level above 0; a list is its length and room for all (u32).
 struct Sidecar {
   char magic[8] = {'Q', 'U', 'E', 'S', 'T', 'N', 'S', 'W'};
   uint32_t version = 1;
   char space[4] = {'d', 'o', 't', ' '};
-  int64_t width, labels, links = Hnsw::links, ef_construction = Hnsw::ef_construction, ef = Hnsw::ef, count;
-  int32_t top_level;
-  uint32_t entry;
-  char sha256[64];  // of PATH, hexadecimal
+  int64_t width, labels, links = Hnsw::links, ef_construction = Hnsw::ef_construction, ef = Hnsw::ef;
+  int64_t count = labels;  // of elements
+  int32_t top_level = 0;
+  uint32_t entry = 0;
+  char sha256[64] = {};  // of PATH, hexadecimal
 };
 static_assert(sizeof(Sidecar) == 136);
 
-Hnsw::Hnsw(Vectors labels, std::span<const uint8_t> allowed, Progress* progress) {
-  const auto stay_out = std::count(allowed.begin(), allowed.end(), 0);
-  state_.reset(new State(labels.width, labels.count, labels.count - stay_out));
+Hnsw::Hnsw(Vectors labels, Progress* progress) : state_(new State(labels.width, labels.count)) {
   for (int64_t l = 0; l < labels.count; ++l) {
-    if (allowed.empty() || allowed[l]) state_->graph.addPoint(labels.row(l), l);
+    state_->graph.addPoint(labels.row(l), l);
     if (progress) progress->add(1);
   }
 }
-
-Hnsw::~Hnsw() = default;
 
 void Hnsw::save(const std::string& path) const {
   const auto& g = state_->graph;
@@ -73,12 +64,8 @@ void Hnsw::save(const std::string& path) const {
     if (level > 0) file.write(g.linkLists_[i], level * g.size_links_per_element_);
   }
   file.commit();
-  Sidecar s{.width = state_->space.width,
-            .labels = state_->labels,
-            .count = int64_t(g.cur_element_count),
-            .top_level = g.maxlevel_,
-            .entry = g.enterpoint_node_,
-            .sha256 = {}};
+  Sidecar s{.width = state_->width, .labels = int64_t(g.cur_element_count)};
+  s.top_level = g.maxlevel_, s.entry = g.enterpoint_node_;
   memcpy(s.sha256, sha256_file(path).data(), sizeof s.sha256);
   write_file(path + ".meta", {reinterpret_cast<const char*>(&s), sizeof s});
 }
@@ -87,65 +74,52 @@ static void expect(bool good, const std::string& path, const char* what) {
   if (!good) fail(Exit::input, "%s: expected %s, found otherwise; build the index again", path.c_str(), what);
 }
 
-static Sidecar read_sidecar(const std::string& path, int64_t labels, int64_t width) {
-  const MappedFile file(path);
-  Sidecar s{}, ours{.width = width, .labels = labels, .count = 0, .top_level = 0, .entry = 0, .sha256 = {}};
-  expect(file.size() == sizeof s, path, "a sidecar of 136 bytes");
-  memcpy(&s, file.data(), sizeof s);
-  expect(memcmp(&s, &ours, offsetof(Sidecar, count)) == 0, path,
-         format("our magic, version, space, M and ef, %ld labels of width %ld", labels, width).c_str());
-  expect(s.count >= 0 && s.count <= labels, path, "no more vectors than labels");
-  return s;
-}
+Hnsw::Hnsw(const std::string& path, int64_t labels, int64_t width) : state_(new State(width, labels)) {
+  const MappedFile meta(path + ".meta"), file(path);
+  Sidecar s{.width = width, .labels = labels};
+  const std::string start =
+      format("our magic, version, space, M and ef, %ld labels of width %ld", labels, width);
+  expect(meta.size() == sizeof s, meta.path(), "a sidecar of 136 bytes");
+  expect(memcmp(meta.data(), &s, offsetof(Sidecar, top_level)) == 0, meta.path(), start.c_str());
+  memcpy(&s, meta.data(), sizeof s);
+  expect(sha256_hex(file.text()) == std::string(s.sha256, sizeof s.sha256), path, "the sidecar's SHA-256");
 
-// Every link leads to an element that has the link's level; labels ascend, as they were added.
-static void check_links(const hnswlib::HierarchicalNSW<float>& g, const Sidecar& s, const std::string& path) {
+  auto& g = state_->graph;
+  std::string_view rest = file.text();
+  const auto read = [&](void* to, size_t bytes) {
+    const size_t had = rest.copy(static_cast<char*>(to), bytes);
+    expect(had == bytes, path, "as many bytes as its count and levels say");
+    rest.remove_prefix(bytes);
+  };
+  read(g.data_level0_memory_, labels * g.size_data_per_element_);
+  for (int64_t i = 0; i < labels; ++i) {
+    int32_t& level = g.element_levels_[i];
+    read(&level, sizeof level);
+    expect(level >= 0 && level <= s.top_level && level <= 64, path, "levels up to the top level");
+    ++g.cur_element_count;  // from here on the graph frees what a level above 0 has
+    if (level == 0) continue;
+    g.linkLists_[i] = static_cast<char*>(calloc(level, g.size_links_per_element_));
+    if (!g.linkLists_[i]) throw std::bad_alloc();
+    read(g.linkLists_[i], level * g.size_links_per_element_);
+  }
+  expect(rest.empty(), path, "nothing behind the last list");
+
   const auto& levels = g.element_levels_;
-  for (int64_t i = 0, next = 0; i < s.count; ++i) {
-    const auto label = static_cast<int64_t>(g.getExternalLabel(i));
-    expect(label >= next && label < s.labels, path, "ascending labels of the data set");
-    next = label + 1;
+  for (int64_t i = 0; i < labels; ++i) {
+    expect(int64_t(g.getExternalLabel(i)) == i, path, "the labels in their order");
     for (int level = 0; level <= levels[i]; ++level) {
       const uint32_t* list = g.get_linklist_at_level(i, level);
       expect(list[0] <= (level == 0 ? g.maxM0_ : g.maxM_), path, "lists of links within their room");
       for (uint32_t j = 1; j <= list[0]; ++j)
-        expect(list[j] < s.count && levels[list[j]] >= level, path, "links to elements of the link's level");
+        expect(list[j] < labels && levels[list[j]] >= level, path, "links to elements of the link's level");
     }
   }
-  if (s.count > 0) expect(s.entry < s.count && levels[s.entry] == s.top_level, path, "an entry of top level");
-}
-
-Hnsw::Hnsw(const std::string& path, int64_t labels, int64_t width) {
-  const Sidecar s = read_sidecar(path + ".meta", labels, width);
-  const MappedFile file(path);
-  expect(sha256_hex(file.text()) == std::string(s.sha256, sizeof s.sha256), path, "the sidecar's SHA-256");
-  state_.reset(new State(width, labels, s.count));
-  auto& g = state_->graph;
-  std::string_view rest = file.text();
-  const auto read = [&](void* to, size_t bytes) {
-    expect(bytes <= rest.size(), path, "as many bytes as its count and levels say");
-    if (bytes > 0) memcpy(to, rest.data(), bytes);
-    rest.remove_prefix(bytes);
-  };
-  read(g.data_level0_memory_, s.count * g.size_data_per_element_);
-  for (int64_t i = 0; i < s.count; ++i) {
-    int32_t level;
-    read(&level, sizeof level);
-    expect(level >= 0 && level <= s.top_level && level <= 64, path, "levels up to the top level");
-    if (level > 0) g.linkLists_[i] = static_cast<char*>(calloc(level, g.size_links_per_element_));
-    if (level > 0 && !g.linkLists_[i]) throw std::bad_alloc();
-    g.element_levels_[i] = level;
-    ++g.cur_element_count;  // from here on the graph frees the list
-    if (level > 0) read(g.linkLists_[i], level * g.size_links_per_element_);
-  }
-  expect(rest.empty(), path, "nothing behind the last list");
-  check_links(g, s, path);
-  g.maxlevel_ = s.top_level;
-  g.enterpoint_node_ = s.entry;
+  g.maxlevel_ = s.top_level, g.enterpoint_node_ = s.entry;
+  expect(labels == 0 || (s.entry < labels && levels[s.entry] == s.top_level), path, "an entry of top level");
 }
 
 Ranked Hnsw::search(Vectors queries, int64_t k, Threads& threads) const {
-  require_width(queries, state_->space.width);
+  require_width(queries, state_->width);
   Ranked lists(queries.count, k);
   std::atomic<bool> failed = false;  // an exception must not leave a worker
   threads.each(queries.count, [&](int64_t q, int) {

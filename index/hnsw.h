@@ -8,21 +8,17 @@
 
 namespace quest {
 
-class Progress;
-
 class Hnsw {
  public:
   static constexpr int64_t links = 16;             // M: links a label and level, twice as many on level 0
   static constexpr int64_t ef_construction = 200;  // candidates kept while building
   static constexpr int64_t ef = 100;               // candidates kept while searching, at least k
 
-  // Builds with one thread: two builds are identical. Labels with allowed[label] == 0 stay out (empty: none).
-  // progress counts labels.
-  Hnsw(Vectors labels, std::span<const uint8_t> allowed, Progress* progress = nullptr);
+  // Builds with one thread: two builds are identical. progress counts labels.
+  explicit Hnsw(Vectors labels, class Progress* progress = nullptr);
 
   // Loads what save wrote for so many labels of this width; throws Error(input) for anything else.
   Hnsw(const std::string& path, int64_t labels, int64_t width);
-  ~Hnsw();
 
   // Writes PATH, the graph, and PATH.meta, the sidecar.
   void save(const std::string& path) const;
@@ -33,7 +29,7 @@ class Hnsw {
 
  private:
   struct State;
-  std::unique_ptr<State> state_;
+  std::shared_ptr<State> state_;
 };
 
 }  // namespace quest

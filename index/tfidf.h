@@ -1,17 +1,17 @@
 // The baseline beside every result: TF-IDF, in four ways. Words are \w+ in lower case; a word that stands in
 // n of N texts weighs (1 + ln count)(ln((1 + N) / (1 + n)) + 1), nothing where n is 1; vectors have length 1.
 #pragma once
+#include <algorithm>
 #include <array>
 #include <functional>
 #include <map>
 #include <string>
 #include <utility>
 
-#include "index/ranked.h"
+#include "index/exact.h"
+#include "kernels/base/words.h"
 
 namespace quest {
-
-class Threads;
 
 using TextOf = std::function<std::string(int64_t)>;  // the text of row i; called by the calling thread
 
@@ -28,22 +28,104 @@ class Tfidf {
 
   // Fits the words on training queries and labels together. training: the labels of each training query,
   // columns in [0, labels); must outlive the object.
-  Tfidf(const TextOf& queries, SparseRows training, const TextOf& label_texts, int64_t labels);
+  Tfidf(const TextOf& queries, SparseRows training, const TextOf& label_texts, int64_t labels)
+      : training_(training) {
+    std::vector<SparseVector> vectors;
+    for (int64_t i = 0; i < training.rows(); ++i) vectors.push_back(count_words(queries(i), true));
+    for (int64_t l = 0; l < labels; ++l) vectors.push_back(count_words(label_texts(l), true));
+    idf_.resize(words_.size());
+    for (const auto& vector : vectors)
+      for (const auto& [word, count] : vector) ++idf_[word];
+    const double all = vectors.size();
+    for (double& n : idf_) n = n < 2 ? 0 : std::log((1 + all) / (1 + n)) + 1;
+    texts_by_word_.resize(words_.size());
+    for (size_t i = 0; i < vectors.size(); ++i) {
+      weigh(vectors[i]);
+      for (const auto& [word, weight] : vectors[i]) texts_by_word_[word].emplace_back(i, weight);
+    }
+    std::vector<double> squares(labels);  // of the sums of each label's training queries
+    for (const auto& texts : texts_by_word_) {
+      std::map<int32_t, double> sums;  // this word's part, by label
+      for (const auto& [row, value] : texts)
+        if (row < training.rows())
+          for (const int32_t label : training.row(row)) sums[label] += value;
+      for (const auto& [label, sum] : sums) squares[label] += sum * sum;
+    }
+    for (const double square : squares) centroid_lengths_.push_back(std::sqrt(square));
+  }
 
-  // The lists of each method, without labels of score 0 (z_sum: without those outside the union). Dropped
-  // before ranking: own[query] (-1 or empty: none) and labels with allowed[label] == 0 (empty: none). Same
-  // bits for any number of threads.
-  std::array<Ranked, 4> rank(const TextOf& text, int64_t queries, std::span<const int32_t> own,
-                             std::span<const uint8_t> allowed, int64_t k, Threads&);
+  // The lists of each method, without labels of score 0 (z_sum: without those outside the union) and the
+  // query's own label, own[query] (-1 or empty: none). Same bits for any number of threads.
+  std::array<Ranked, 4> rank(const TextOf& text, int64_t queries, std::span<const int32_t> own, int64_t k,
+                             Threads& threads) {
+    const int64_t rows = training_.rows(), labels = std::ssize(centroid_lengths_);
+    std::vector<SparseVector> vectors;
+    for (int64_t q = 0; q < queries; ++q) weigh(vectors.emplace_back(count_words(text(q), false)));
+    std::array<Ranked, 4> lists;
+    lists.fill(Ranked(queries, k));
+    // Of each thread: cosines of the training queries, then each label's scores by the first three methods.
+    std::vector<std::vector<float>> works(threads.count(), std::vector<float>(rows + 3 * labels));
+    threads.each(queries, [&](int64_t query, int thread) {
+      std::ranges::fill(works[thread], 0.0f);
+      float* const cosines = works[thread].data();
+      float* const scores[] = {cosines + rows, cosines + rows + labels, cosines + rows + 2 * labels};
+      for (const auto& [word, weight] : vectors[query])
+        for (const auto& [row, value] : texts_by_word_[word]) cosines[row] += weight * value;
+      Ranked nearest(1, 50);  // training queries
+      for (int32_t row = 0; row < rows; ++row) {
+        if (cosines[row] == 0) continue;
+        nearest.offer(0, cosines[row], row);
+        for (const int32_t l : training_.row(row)) scores[centroid][l] += cosines[row] / centroid_lengths_[l];
+      }
+      for (int64_t i = 0; i < nearest.k && nearest.ids[i] >= 0; ++i) {
+        const float cosine = nearest.scores[i];
+        for (const int32_t l : training_.row(nearest.ids[i]))
+          scores[neighbours][l] += cosine * cosine * cosine * cosine;
+      }
+      std::map<int32_t, double> z;  // of the union of the three lists
+      for (const Method method : {label_text, centroid, neighbours}) {
+        for (int32_t l = 0; l < labels; ++l)
+          if (scores[method][l] > 0 && (own.empty() || own[query] != l))
+            lists[method].offer(query, scores[method][l], l);
+        for (const int32_t l : lists[method].row(query))
+          if (l >= 0) z[l] = 0;
+      }
+      for (const float* score : scores) {
+        double mean = 0, variance = 0;
+        for (const auto& [l, sum] : z) mean += score[l] / double(z.size());
+        for (const auto& [l, sum] : z) variance += (score[l] - mean) * (score[l] - mean) / z.size();
+        for (auto& [l, sum] : z)  // a method that scores all of them alike adds nothing
+          if (variance > 0) sum += (score[l] - mean) / std::sqrt(variance);
+      }
+      for (const auto& [l, sum] : z) lists[z_sum].offer(query, sum, l);
+    });
+    return lists;
+  }
 
  private:
   using SparseVector = std::vector<std::pair<int32_t, float>>;  // column and value, columns ascending
-  struct Work;
 
-  SparseVector count_words(const std::string& text, bool learn);
-  void weigh(SparseVector& counts) const;
-  void measure_centroids();
-  void score(const SparseVector& query, Work&) const;
+  // How often each word stands in the text. Unknown words are learnt or left out.
+  SparseVector count_words(const std::string& text, bool learn) {
+    std::map<int32_t, float> counts;
+    std::string scratch;
+    each_word(text, scratch, [&](std::string_view word) {
+      const auto found = learn ? words_.emplace(word, words_.size()).first : words_.find(word);
+      if (found != words_.end()) ++counts[found->second];
+    });
+    return {counts.begin(), counts.end()};
+  }
+
+  void weigh(SparseVector& counts) const {
+    double squares = 0;
+    for (auto& [word, value] : counts) {
+      const double weight = (1 + std::log(value)) * idf_[word];
+      value = weight;
+      squares += weight * weight;
+    }
+    const float length = squares > 0 ? std::sqrt(squares) : 1;
+    for (auto& [word, value] : counts) value /= length;
+  }
 
   std::map<std::string, int32_t, std::less<>> words_;  // ids
   std::vector<double> idf_;                            // [words]; 0 for a word of one text

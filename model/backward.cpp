@@ -13,14 +13,14 @@ View backward_layer(const Pass& p, int64_t l, View dx, const PassGradients& g, V
   const Model& m = p.model;
   const Context& c = p.context;
   const Ops& op = *c.ops;
-  const Layer& w = m.layer[static_cast<size_t>(l)];
+  const Layer& w = m.layer[l];
   const Batch& b = p.batch;
-  const Activations a = p.activations(l);
-  const bool last = l + 1 == m.layers, trimmed = last && b.queries < b.rows;
-  const int64_t R = b.rows, Q = dx.rows, kv = m.kv_width() / 2, heads = m.heads.heads * m.heads.size;
+  const Activations& a = p.layer[l];
+  const bool last = l + 1 == m.layers;
+  const int64_t R = b.rows, Q = dx.rows, kv = m.kv_width() / 2;
   Scratch scope(*c.arena);
   View dkv = new_matrix(c, R, 2 * kv, op.accumulator);
-  View dq = new_matrix(c, Q, heads, op.accumulator);
+  View dq = new_matrix(c, Q, m.q_width(), op.accumulator);
   View dh = new_matrix(c, R, m.width, op.accumulator);
 
   if (Q) {
@@ -36,7 +36,7 @@ View backward_layer(const Pass& p, int64_t l, View dx, const PassGradients& g, V
     op.rmsnorm_backward(c, dnorm, a.middle, w.mlp_norm, m.eps, dx);
 
     // middle = x + o(attention(q, [context][kv]))
-    View dattended = new_matrix(c, Q, heads, op.accumulator);
+    View dattended = new_matrix(c, Q, m.q_width(), op.accumulator);
     View dcontext = g.context;
     if (dcontext.data) dcontext = rows_of(dcontext, l * (dcontext.rows / m.layers), dcontext.rows / m.layers);
     op.matmul_backward(c, dx, w.o, dattended, Into::set);
@@ -49,19 +49,12 @@ View backward_layer(const Pass& p, int64_t l, View dx, const PassGradients& g, V
   if (!input) return dx;
 
   // q, k, v = turn(Wq h), turn(Wk h), Wv h with h = norm(x); in the last layer q only of the query rows
-  const int32_t* positions = b.positions;
-  View dnorm = dh;
-  if (trimmed) {
-    int32_t* of_query = c.arena->array<int32_t>(Q);
-    for (int64_t i = 0; i < Q; ++i) of_query[i] = b.positions[b.query_rows[i]];
-    positions = of_query;
-    dnorm = new_matrix(c, Q, m.width, op.accumulator);
-  }
+  View dnorm = Q < R ? new_matrix(c, Q, m.width, op.accumulator) : dh;
   if (Q) {
-    op.rope_backward(c, dq, positions, m.turns, dq);
+    op.rope_backward(c, dq, last ? b.query_positions : b.positions, m.turns, dq);
     op.matmul_backward(c, dq, w.q, dnorm, Into::set);
   }
-  if (trimmed) {
+  if (Q < R) {
     op.zero(c, dh);
     op.gather_backward(c, dnorm, b.query_rows, dh);
     op.zero(c, next);
@@ -72,7 +65,7 @@ View backward_layer(const Pass& p, int64_t l, View dx, const PassGradients& g, V
   op.rope_backward(c, dk, b.positions, m.turns, dk);
   op.matmul_backward(c, dk, w.k, dh, Into::add);
   op.matmul_backward(c, columns_of(dkv, kv, kv), w.v, dh, Into::add);
-  op.rmsnorm_backward(c, dh, p.input(l), w.attention_norm, m.eps, dx);
+  op.rmsnorm_backward(c, dh, a.input, w.attention_norm, m.eps, dx);
   return dx;
 }
 

@@ -1,100 +1,85 @@
 #include "model/encode.h"
 
+#include <algorithm>
+
 #include "kernels/base/arena.h"
 
 namespace quest {
 
-namespace {
-
-// Groups, positions and query rows from each group's context and row count. A row's position counts the rows
-// that it sees before it: its context's and its own. pooled: how many of a group's last rows are query rows
-// (-1: all).
-template <class Rows, class ContextOf>
-Batch new_batch(const Context& c, int64_t n, Rows&& rows, ContextOf&& context, int64_t pooled) {
+// A pass with its input: each group is a text's tokens behind `context`, or, of_prompt, a copy of the prompt
+// behind the text's own keys and values. A row's position counts the rows that it sees before it: its
+// context's and its own. pooled: how many of a group's last rows are query rows, at most.
+static Pass begin(const Encoder& e, const Text* texts, int64_t n, bool of_prompt, KeyValues context,
+                  int32_t pooled, Keep keep, KeyValues store) {
+  const Context& c = e.context;
   Batch b;
   Group *groups = c.arena->array<Group>(n), *last = c.arena->array<Group>(n);
-  for (int64_t g = 0; g < n; ++g) {
-    const auto own = static_cast<int32_t>(rows(g));
-    const auto queries = pooled < 0 || pooled > own ? own : static_cast<int32_t>(pooled);
-    const auto row = static_cast<int32_t>(b.rows);
-    groups[g] = {context(g), row, own, row, own};
-    last[g] = {context(g), row, own, static_cast<int32_t>(b.queries), queries};
-    b.rows += own;
-    b.queries += queries;
+  for (int64_t t = 0; t < n; ++t) {
+    const int32_t rows = of_prompt ? e.prompt.rows : texts[t].count, row = b.rows, query = b.queries;
+    groups[t] = {of_prompt ? texts[t].kv : context, row, rows, row, rows};
+    last[t] = {groups[t].context, row, rows, query, std::min(rows, pooled)};
+    b.rows += rows;
+    b.queries += last[t].queries;
   }
-  int32_t* positions = c.arena->array<int32_t>(b.rows);
-  int32_t* query_rows = c.arena->array<int32_t>(b.queries);
-  for (int64_t g = 0; g < n; ++g) {
-    const Group& group = last[g];
-    for (int32_t i = 0; i < group.rows; ++i)
-      positions[group.row + i] = static_cast<int32_t>(group.context.rows) + i;
-    for (int32_t i = 0; i < group.queries; ++i)
-      query_rows[group.query + i] = group.row + group.rows - group.queries + i;
-  }
-  b.groups = groups, b.pooled = last, b.count = n, b.positions = positions, b.query_rows = query_rows;
-  return b;
-}
-
-int32_t* token_ids(const Context& c, const Text* texts, int64_t n, int64_t rows) {
-  int32_t *ids = c.arena->array<int32_t>(rows), *to = ids;
+  int32_t *ids = c.arena->array<int32_t>(b.rows), *positions = c.arena->array<int32_t>(b.rows);
+  int32_t *rows = c.arena->array<int32_t>(b.queries), *query_positions = c.arena->array<int32_t>(b.queries);
   for (int64_t t = 0; t < n; ++t)
-    for (int32_t i = 0; i < texts[t].count; ++i) *to++ = texts[t].tokens[i];
-  return ids;
+    for (int32_t i = 0; i < last[t].rows; ++i) {
+      const int32_t row = last[t].row + i, pooled_row = i - (last[t].rows - last[t].queries);
+      positions[row] = last[t].context.rows + i;
+      if (!of_prompt) ids[row] = texts[t].tokens[i];
+      if (pooled_row < 0) continue;
+      rows[last[t].query + pooled_row] = row;
+      query_positions[last[t].query + pooled_row] = positions[row];
+    }
+  b.groups = groups, b.pooled = last, b.count = n;
+  b.positions = positions, b.query_rows = rows, b.query_positions = query_positions;
+  const Pass p = begin_pass(e.model, c, b, keep, store);
+  if (of_prompt)
+    c.ops->repeat(c, e.prompt, p.layer[0].input);
+  else
+    c.ops->embed(c, e.model.embedding, ids, p.layer[0].input);
+  return p;
 }
-
-}  // namespace
 
 Pass prefix_pass(const Encoder& e, Keep keep) {
   const Context& c = e.context;
   const int64_t K = e.placement == Placement::prefix ? e.prompt.rows : 0;
   const int64_t bytes = K * key_value_bytes(e.model, c.ops->activation);
-  KeyValues store{c.arena->array<std::byte>(bytes * e.model.layers), bytes, K};
-  const Batch batch = new_batch(
-      c, K ? 1 : 0, [&](int64_t) { return K; }, [](int64_t) { return KeyValues{}; }, 0);
-  Pass p = begin_pass(e.model, c, batch, keep, store);
-  if (K == 0) return p;
-  c.ops->repeat(c, e.prompt, p.input(0));
-  forward(p, {});
+  const KeyValues store{c.arena->array<std::byte>(bytes * e.model.layers), bytes, K};
+  const Text none;
+  const Pass p = begin(e, &none, K ? 1 : 0, true, {}, 0, keep, store);
+  if (K) forward(p, {});
   return p;
 }
 
 void text_pass(const Encoder& e, Text* texts, int64_t n, KeyValues store, View last, View mean) {
   const Context& c = e.context;
   Scratch scope(*c.arena);
-  const int64_t pooled = mean.data ? -1 : last.data ? 1 : 0;
-  const Batch batch = new_batch(
-      c, n, [&](int64_t t) { return texts[t].count; }, [](int64_t) { return KeyValues{}; }, pooled);
-  const Pass p = begin_pass(e.model, c, batch, Keep::nothing, store);
-  c.ops->embed(c, e.model.embedding, token_ids(c, texts, n, batch.rows), p.input(0));
-  View h = new_matrix(c, batch.queries, e.model.width, c.ops->accumulator);
+  const int32_t pooled = mean.data ? INT32_MAX : last.data ? 1 : 0;
+  const Pass p = begin(e, texts, n, false, {}, pooled, Keep::nothing, store);
+  View h = new_matrix(c, p.batch.queries, e.model.width, c.ops->accumulator);
   forward(p, h);
-  if (mean.data) c.ops->pool(c, batch.pooled, n, h, mean);
-  if (last.data) {
-    int32_t* rows = c.arena->array<int32_t>(n);
-    for (int64_t t = 0; t < n; ++t) rows[t] = batch.pooled[t].query + batch.pooled[t].queries - 1;
-    c.ops->gather(c, h, rows, last);
+  if (mean.data) c.ops->pool(c, p.batch.pooled, n, h, mean);
+  int32_t* rows = c.arena->array<int32_t>(n);
+  const int64_t bytes = key_value_bytes(e.model, c.ops->activation);
+  for (int64_t t = 0; t < n; ++t) {
+    const Group& g = p.batch.pooled[t];
+    rows[t] = g.query + g.queries - 1;
+    texts[t].kv = {store.data + g.row * bytes, store.layer_bytes, g.rows};
   }
-  const int64_t row = key_value_bytes(e.model, c.ops->activation);
-  for (int64_t t = 0; t < n; ++t)
-    texts[t].kv = {store.data + batch.groups[t].row * row, store.layer_bytes, texts[t].count};
+  if (last.data) c.ops->gather(c, h, rows, last);
 }
 
 Pass embed_pass(const Encoder& e, const Text* texts, int64_t n, KeyValues prefix, Keep keep,
                 View embeddings) {
   const Context& c = e.context;
-  const bool suffix = e.placement == Placement::suffix;
-  const Batch batch = new_batch(
-      c, n, [&](int64_t t) { return suffix ? e.prompt.rows : texts[t].count; },
-      [&](int64_t t) { return suffix ? texts[t].kv : prefix; }, e.pooling == Pooling::last ? 1 : -1);
-  const Pass p = begin_pass(e.model, c, batch, keep, {});
-  if (suffix)
-    c.ops->repeat(c, e.prompt, p.input(0));
-  else
-    c.ops->embed(c, e.model.embedding, token_ids(c, texts, n, batch.rows), p.input(0));
+  const Pass p = begin(e, texts, n, e.placement == Placement::suffix, prefix,
+                       e.pooling == Pooling::last ? 1 : INT32_MAX, keep, {});
   Scratch scope(*c.arena);
-  View h = new_matrix(c, batch.queries, e.model.width, c.ops->accumulator);
+  View h = new_matrix(c, p.batch.queries, e.model.width, c.ops->accumulator);
   forward(p, h);
-  c.ops->pool(c, batch.pooled, n, h, embeddings);
+  c.ops->pool(c, p.batch.pooled, n, h, embeddings);
   return p;
 }
 
@@ -107,25 +92,19 @@ int64_t texts_per_pass(const Text* texts, int64_t first, int64_t n, int64_t rows
 Text* with_keys_values(const Encoder& e, const Text* texts, int64_t n) {
   const Context& c = e.context;
   Text *copy = c.arena->array<Text>(n), *missing = c.arena->array<Text>(n);
-  int64_t count = 0, rows = 0;
-  for (int64_t t = 0; t < n; ++t) {
-    copy[t] = texts[t];
-    if (e.placement != Placement::suffix || texts[t].kv.data) continue;
-    missing[count++] = texts[t];
-    rows += texts[t].count;
-  }
-  if (count == 0) return copy;
-  const int64_t row = key_value_bytes(e.model, c.ops->activation);
-  std::byte* data = c.arena->array<std::byte>(rows * row * e.model.layers);
+  std::copy_n(texts, n, copy);
+  const auto lacks = [&](const Text& t) { return e.placement == Placement::suffix && !t.kv.data; };
+  const int64_t count = std::copy_if(copy, copy + n, missing, lacks) - missing;
   for (int64_t first = 0, each; first < count; first += each) {
     each = texts_per_pass(missing, first, count, e.rows);
     int64_t tokens = 0;
     for (int64_t t = first; t < first + each; ++t) tokens += missing[t].count;
-    text_pass(e, missing + first, each, {data, tokens * row, tokens}, {}, {});
-    data += tokens * row * e.model.layers;
+    const int64_t bytes = tokens * key_value_bytes(e.model, c.ops->activation);
+    const KeyValues store{c.arena->array<std::byte>(bytes * e.model.layers), bytes, tokens};
+    text_pass(e, missing + first, each, store, {}, {});
   }
-  for (int64_t t = 0, i = 0; t < n; ++t)
-    if (e.placement == Placement::suffix && !copy[t].kv.data) copy[t] = missing[i++];
+  for (int64_t t = 0; t < n; ++t)
+    if (lacks(copy[t])) copy[t] = *missing++;
   return copy;
 }
 
@@ -135,11 +114,9 @@ void embed_texts(const Encoder& e, const Text* texts, int64_t n, View embeddings
   const Pass prefix = prefix_pass(e, Keep::nothing);
   for (int64_t first = 0, count; first < n; first += count) {
     Scratch pass_scope(*c.arena);
-    count = texts_per_pass(texts, first, n, e.rows);
-    if (e.placement == Placement::suffix) {  // the pass runs the prompt's rows, not the texts' tokens
-      count = e.rows / e.prompt.rows + 1;
-      if (count > n - first) count = n - first;
-    }
+    count = e.placement == Placement::suffix  // then the pass runs the prompt's rows, not the texts' tokens
+                ? std::min(e.rows / e.prompt.rows + 1, n - first)
+                : texts_per_pass(texts, first, n, e.rows);
     const Text* ready = with_keys_values(e, texts + first, count);
     embed_pass(e, ready, count, prefix.own, Keep::nothing, rows_of(embeddings, first, count));
   }

@@ -5,10 +5,8 @@
 namespace quest {
 
 enum class Placement { none, prefix, suffix };
-enum class Pooling {
-  last,
-  mean
-};  // of a text's own rows: its tokens, or with a suffix the copies of the prompt
+// Of a text's own rows: its tokens, or with a suffix the copies of the prompt.
+enum class Pooling { last, mean };
 
 struct Text {
   const int32_t* tokens = nullptr;

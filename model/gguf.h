@@ -1,8 +1,8 @@
-// GGUF, versions 2 and 3: the container of llama.cpp. Everything stays where it is in the map; strings and
-// arrays are views into it.
+// GGUF, versions 2 and 3: the container of llama.cpp. Tensors and strings stay where they are in the map.
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -17,6 +17,11 @@ namespace quest {
 // lies inside the file; all members throw Error(input) naming file, key or tensor, expected and found.
 class Gguf {
  public:
+  struct Value {
+    std::string type, kind;       // "u32", "array of f32"; "integer", "array of float"
+    std::vector<double> numbers;  // integers too, and flags
+    std::vector<std::string_view> texts;
+  };
   struct Tensor {
     std::string_view name;
     Type type;
@@ -28,19 +33,31 @@ class Gguf {
 
   explicit Gguf(const MappedFile& file);  // the file must outlive this object
 
+  // The value of a key, or `missing` where there is no such key. An integer is of any integer type, at least
+  // 0 and below 2^31; a number is of any floating-point type and may be NaN or infinite.
   bool has(std::string_view key) const { return values_.count(key) != 0; }
-  int64_t integer(std::string_view key) const;  // of any integer type, at least 0 and below 2^31
-  int64_t integer(std::string_view key, int64_t missing) const { return has(key) ? integer(key) : missing; }
-  double number(std::string_view key) const;  // of any floating-point type; may be NaN or infinite
-  double number(std::string_view key, double missing) const { return has(key) ? number(key) : missing; }
-  bool flag(std::string_view key, bool missing) const;
-  std::string text(std::string_view key) const;
-  std::string text(std::string_view key, const char* missing) const { return has(key) ? text(key) : missing; }
-  std::vector<std::string_view> texts(std::string_view key) const;
-  std::vector<int64_t> integers(std::string_view key) const;
+  int64_t integer(std::string_view key, std::optional<int64_t> missing = {}) const;
+  double number(std::string_view key, std::optional<double> missing = {}) const {
+    return missing && !has(key) ? *missing : value(key, "float").numbers[0];
+  }
+  bool flag(std::string_view key, bool missing) const {
+    return has(key) ? value(key, "bool").numbers[0] != 0 : missing;
+  }
+  std::string text(std::string_view key, std::optional<std::string> missing = {}) const {
+    return missing && !has(key) ? *missing : std::string(value(key, "string").texts[0]);
+  }
+  const std::vector<std::string_view>& texts(std::string_view key) const {
+    return value(key, "array of string").texts;
+  }
+  const std::vector<double>& integers(std::string_view key) const {
+    return value(key, "array of integer").numbers;
+  }
 
   const std::vector<Tensor>& tensors() const { return tensors_; }  // in the order of their data
-  const Tensor* find(std::string_view name) const;                 // nullptr when there is none
+  const Tensor* find(std::string_view name) const {                // nullptr when there is none
+    const auto found = by_name_.find(name);
+    return found == by_name_.end() ? nullptr : &tensors_[found->second];
+  }
 
   // Throws Error(input): "PATH: PLACE: expected EXPECTED, found FOUND; ADVICE".
   [[noreturn]] void refuse(
@@ -48,17 +65,11 @@ class Gguf {
       const std::string& advice = "the file is damaged or of another kind, pass another") const;
 
  private:
-  struct Value {
-    uint32_t type;  // of the elements of an array
-    bool is_array;
-    uint64_t count;  // 1 unless an array
-    const std::byte* data;
-  };
   struct Reader;
   void read_value(Reader& reader);
   void read_tensor(Reader& reader);
   void place_tensors(Reader& reader);
-  const Value& value(std::string_view key, bool is_array, std::string_view kind) const;
+  const Value& value(std::string_view key, std::string_view kind) const;
 
   const MappedFile* file_;
   std::unordered_map<std::string_view, Value> values_;

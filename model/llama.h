@@ -29,8 +29,9 @@ struct Model {
 
   std::string name, path, sha256;
   MappedFile file;
-  std::vector<std::unique_ptr<float[]>> owned;  // turns, and norms that were not f32 in the file
+  std::vector<float> turn;  // what `turns` shows
 
+  int64_t q_width() const { return heads.heads * heads.size; }
   int64_t kv_width() const { return 2 * heads.kv_heads * heads.size; }
 };
 

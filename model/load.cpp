@@ -30,42 +30,21 @@ int64_t first_not_finite(const Gguf::Tensor& t) {
   return -1;
 }
 
-std::string shape(int64_t cols, int64_t rows, int64_t more) {
-  return std::to_string(cols) + " x " + std::to_string(rows) + (more > 1 ? " x more" : "");
-}
-
-// Hands out the tensors of a file, checked, and remembers which.
-struct Weights {
-  const Gguf& gguf;
-  std::unordered_set<std::string_view> used;
-
-  View take(const std::string& name, int64_t rows, int64_t cols) {
-    const std::string place = "tensor " + name;
-    const Gguf::Tensor* t = gguf.find(name);
-    if (!t) gguf.refuse(place, "it in every llama model", "none", "pass a complete model");
-    used.insert(t->name);
-    const std::string right = shape(cols, rows, 1), found = shape(t->ne[0], t->ne[1], t->ne[2] * t->ne[3]);
-    if (found != right) gguf.refuse(place, right + " (inputs x outputs, by the metadata)", found);
-    if (rows == 1 && t->type != Type::f32)
-      gguf.refuse(place, "a norm of type F32", "another type", "convert the model");
-    if (const int64_t bad = first_not_finite(*t); bad >= 0)
-      gguf.refuse(place, "finite numbers", "NaN or infinity in value or block " + std::to_string(bad));
-    return {const_cast<std::byte*>(t->data), t->type, rows, cols, cols};
-  }
-};
-
 // Sizes and constants of the architecture, under llama.cpp's keys.
 void read_sizes(const Gguf& gguf, Model& m) {
   const auto require = [&](bool good, const std::string& key, const std::string& expected,
                            const auto& found) {
-    if (!good)
-      gguf.refuse("key " + key, expected, (std::ostringstream() << found).str(),
-                  "pass a model that this version reads");
+    if (!good) gguf.refuse("key " + key, expected, (std::ostringstream() << found).str());
   };
-  const auto size = [&](const std::string& key, int64_t missing = 0) {
-    const int64_t n = missing ? gguf.integer(key, missing) : gguf.integer(key);
+  const auto size = [&](const std::string& key, std::optional<int64_t> missing = {}) {
+    const int64_t n = gguf.integer(key, missing);
     require(n > 0, key, "a number above 0", n);
     return n;
+  };
+  const auto number = [&](const std::string& key, std::optional<double> missing, double least, double most) {
+    const double x = gguf.number(key, missing);
+    require(x >= least && x <= most, key, format("a number in [%g, %g]", least, most), x);
+    return x;
   };
   const std::string architecture = gguf.text("general.architecture");
   require(architecture == "llama", "general.architecture", "llama", architecture);
@@ -85,12 +64,9 @@ void read_sizes(const Gguf& gguf, Model& m) {
   head = size(key_length, m.width / heads);
   require(head % 2 == 0, key_length, "an even number", head);
   for (const char* key : {"llama.attention.value_length", "llama.rope.dimension_count"})
-    require(size(key, head) == head, key, "the head size " + std::to_string(head), size(key, head));
-  const std::string eps = "llama.attention.layer_norm_rms_epsilon", base = "llama.rope.freq_base";
-  m.eps = gguf.number(eps);
-  require(m.eps >= 1e-12 && m.eps <= 1, eps, "a number in [1e-12, 1]", m.eps);
-  m.rope_base = gguf.number(base, 1e4);
-  require(m.rope_base >= 1 && m.rope_base <= 1e12, base, "a number in [1, 1e12]", m.rope_base);
+    require(size(key, head) == head, key, format("the head size %ld", head), size(key, head));
+  m.eps = number("llama.attention.layer_norm_rms_epsilon", {}, 1e-12, 1);
+  m.rope_base = number("llama.rope.freq_base", 1e4, 1, 1e12);
   const bool factor = gguf.number("llama.rope.scaling.factor", 1) != 1;
   const std::string scaling = gguf.text("llama.rope.scaling.type", factor ? "a factor" : "none");
   require(scaling == "none", "llama.rope.scaling.type", "none (scaled rope comes in the next version)",
@@ -98,46 +74,57 @@ void read_sizes(const Gguf& gguf, Model& m) {
 }
 
 void read_weights(const Gguf& gguf, Model& m) {
-  Weights weights{gguf, {"output.weight"}};  // the language model's head is not used
-  const int64_t d = m.width, q = m.heads.heads * m.heads.size, kv = m.heads.kv_heads * m.heads.size;
+  std::unordered_set<std::string_view> used = {"output.weight"};  // the language model's head is not needed
+  const auto take = [&](const std::string& name, int64_t rows, int64_t cols) -> View {
+    const std::string place = "tensor " + name, right = format("%ld x %ld", cols, rows);
+    const Gguf::Tensor* t = gguf.find(name);
+    if (!t) gguf.refuse(place, "it in every llama model", "none", "pass a complete model");
+    used.insert(t->name);
+    const std::string found =
+        format("%ld x %ld%s", t->ne[0], t->ne[1], t->ne[2] * t->ne[3] > 1 ? " x more" : "");
+    if (found != right) gguf.refuse(place, right + " (inputs x outputs, by the metadata)", found);
+    if (rows == 1 && t->type != Type::f32)
+      gguf.refuse(place, "a norm of type F32", "another type", "convert the model");
+    if (const int64_t bad = first_not_finite(*t); bad >= 0)
+      gguf.refuse(place, "finite numbers", format("NaN or infinity in value or block %ld", bad));
+    return {const_cast<std::byte*>(t->data), t->type, rows, cols, cols};
+  };
+  const int64_t d = m.width, q = m.q_width(), kv = m.kv_width() / 2;
   const Gguf::Tensor* embedding = gguf.find("token_embd.weight");
   m.vocabulary = gguf.integer("llama.vocab_size", embedding ? embedding->ne[1] : 0);
-  m.embedding = weights.take("token_embd.weight", m.vocabulary, d);
+  m.embedding = take("token_embd.weight", m.vocabulary, d);
   const char* tokens = "tokenizer.ggml.tokens";
-  if (const size_t count = gguf.has(tokens) ? gguf.texts(tokens).size() : 0;
-      count && static_cast<int64_t>(count) != m.vocabulary)
-    gguf.refuse("tensor token_embd.weight", std::to_string(count) + " rows, one a token",
+  if (const int64_t count = gguf.has(tokens) ? gguf.texts(tokens).size() : 0; count && count != m.vocabulary)
+    gguf.refuse("tensor token_embd.weight", format("%ld rows, one a token", count),
                 std::to_string(m.vocabulary));
-  m.final_norm = weights.take("output_norm.weight", 1, d);
+  m.final_norm = take("output_norm.weight", 1, d);
   for (int64_t l = 0; l < m.layers; ++l) {
     const auto w = [&](const char* name, int64_t rows, int64_t cols) {
-      return weights.take("blk." + std::to_string(l) + "." + name + ".weight", rows, cols);
+      return take(format("blk.%ld.%s.weight", l, name), rows, cols);
     };
     m.layer.push_back({w("attn_norm", 1, d), w("attn_q", q, d), w("attn_k", kv, d), w("attn_v", kv, d),
                        w("attn_output", d, q), w("ffn_norm", 1, d), w("ffn_gate", m.mlp, d),
                        w("ffn_up", m.mlp, d), w("ffn_down", d, m.mlp)});
   }
   for (const Gguf::Tensor& t : gguf.tensors())
-    if (!weights.used.count(t.name))
+    if (!used.count(t.name))
       gguf.refuse("tensor " + std::string(t.name),
-                  "only the tensors of a plain llama (rope factors come in "
-                  "the next version)",
-                  "this one", "pass another model");
+                  "only the tensors of a plain llama (rope factors come in the next version)", "this one",
+                  "pass another model");
 }
 
 // Angles as transformers computes them: frequency and angle rounded to fp32, then cos and sin of that angle.
 void fill_turns(Model& m) {
   const int64_t D = m.heads.size;
-  m.owned.push_back(std::make_unique<float[]>(static_cast<size_t>(m.max_positions * D)));
-  float* turns = m.owned.back().get();
-  m.turns = {turns, Type::f32, m.max_positions, D, D};
+  m.turn.resize(m.max_positions * D);
+  m.turns = {m.turn.data(), Type::f32, m.max_positions, D, D};
   for (int64_t j = 0; j < D; j += 2) {
-    const float exponent = static_cast<float>(j) / static_cast<float>(D);
-    const float frequency = 1.0f / static_cast<float>(std::pow(m.rope_base, static_cast<double>(exponent)));
+    const double exponent = float(j) / float(D);
+    const float frequency = 1.0f / float(std::pow(m.rope_base, exponent));
     for (int64_t p = 0; p < m.max_positions; ++p) {
-      const float angle = static_cast<float>(p) * frequency;
-      turns[p * D + j] = static_cast<float>(std::cos(static_cast<double>(angle)));
-      turns[p * D + j + 1] = static_cast<float>(std::sin(static_cast<double>(angle)));
+      const double angle = float(p) * frequency;
+      m.turn[p * D + j] = std::cos(angle);
+      m.turn[p * D + j + 1] = std::sin(angle);
     }
   }
 }

@@ -14,20 +14,21 @@ struct Batch {
   const Group* groups = nullptr;  // [count] every row is a query row
   const Group* pooled = nullptr;  // [count] the same groups in the last layer: only the Q query rows
   int64_t count = 0;
-  int64_t rows = 0, queries = 0;        // R, Q
-  const int32_t* positions = nullptr;   // [R] rope position of each row
-  const int32_t* query_rows = nullptr;  // [Q] row of each query row, ascending
+  int64_t rows = 0, queries = 0;             // R, Q
+  const int32_t* positions = nullptr;        // [R] rope position of each row
+  const int32_t* query_rows = nullptr;       // [Q] row of each query row, ascending
+  const int32_t* query_positions = nullptr;  // [Q] its position
 };
 
 // What stays in memory for the backward pass. The bits of every result are the same.
-enum class Keep {
-  nothing,  // forward only
-  inputs,   // each layer's fp32 input; the rest is computed again, layer by layer
-  all       // no recomputation
-};
+//   nothing: forward only
+//   inputs: each layer's fp32 input; the rest is computed again, layer by layer
+//   all: no recomputation
+enum class Keep { nothing, inputs, all };
 
-// What one layer's backward needs besides the layer's input. Rows: R, in the last layer Q (kv always R).
+// What one layer's backward needs. Rows: R, in the last layer Q (input and kv always R).
 struct Activations {
+  View input;     // [R,d] acc
   View q;         // [.,H*D] act, turned
   View kv;        // [R,2*G*D] act, keys turned
   View middle;    // [.,d] acc: residual stream between attention and MLP
@@ -39,14 +40,9 @@ struct Pass {
   const Context& context;
   Batch batch;
   Keep keep;
-  View inputs;      // [layers*R,d] acc, or [R,d] when nothing is kept; the first R rows are the pass's input
-  View output;      // [Q,d] acc: residual stream after the last layer
-  KeyValues own;    // keys and values of these rows; layer_bytes == 0: one place for all layers
-  std::byte* kept;  // other activations of all layers, or of one
-  int64_t kept_bytes;  // from one layer's to the next one's; 0: one place for all layers
-
-  View input(int64_t layer) const;
-  Activations activations(int64_t layer) const;
+  View output;         // [Q,d] acc: residual stream after the last layer
+  KeyValues own;       // keys and values of these rows; layer_bytes == 0: one place for all layers
+  Activations* layer;  // [layers]; what is not kept has one place for all layers
 };
 
 // Matrix from the arena.
@@ -54,8 +50,8 @@ View new_matrix(const Context&, int64_t rows, int64_t cols, Type type);
 
 int64_t key_value_bytes(const Model&, Type activation);  // of one row in one layer
 
-// Reserves the pass's memory in the arena; the caller then fills input(0). store: where the keys and values
-// of all layers go (layers * rows * key_value_bytes), or data == nullptr.
+// Reserves the pass's memory in the arena; the caller then fills layer[0].input. store: where the keys and
+// values of all layers go (layers * rows * key_value_bytes), or data == nullptr.
 Pass begin_pass(const Model&, const Context&, Batch, Keep, KeyValues store);
 
 // Work of a forward pass, and of its backward pass too: 2 FLOP a weight of the linear layers and row.
@@ -65,12 +61,12 @@ double pass_flops(const Model&, int64_t rows, int64_t queries);
 // Runs all layers and the final norm; h [Q,d] acc.
 void forward(const Pass&, View h);
 
-// One layer: reads input(layer), fills activations(layer) and, when out.data, out (in the last layer [Q,d]).
+// One layer: reads its input, fills its other activations and, when out.data, out (in the last layer [Q,d]).
 void forward_layer(const Pass&, int64_t layer, View out);
 
 // From dh [Q,d] back. Every View may be absent (data == nullptr).
 struct PassGradients {
-  View input;    // [R,d] acc, =: gradient of input(0)
+  View input;    // [R,d] acc, =: gradient of layer[0].input
   View context;  // [layers*C,2*G*D] acc, +=: of the one context that all groups share
   View kv;       // [layers*R,2*G*D] acc: what other passes ask of these rows' keys and values
 };

@@ -16,7 +16,7 @@ std::array<int32_t, 0x144> byte_alphabet() {
   std::array<int32_t, 0x144> bytes;
   bytes.fill(-1);
   for (int32_t b = 0, next = 0x100; b < 256; ++b)
-    bytes[static_cast<size_t>((b > 0x20 && b < 0x7f) || (b > 0xa0 && b != 0xad) ? b : next++)] = b;
+    bytes[(b > 0x20 && b < 0x7f) || (b > 0xa0 && b != 0xad) ? b : next++] = b;
   return bytes;
 }
 
@@ -76,77 +76,62 @@ uint64_t pair_key(int32_t left, int32_t right) {
 }  // namespace
 
 Tokenizer::Tokenizer(const Gguf& gguf) {
-  const std::string model = gguf.text("tokenizer.ggml.model"),
-                    pre = gguf.text("tokenizer.ggml.pre", "default");
+  const std::string keys = "tokenizer.ggml.", place = "key " + keys;
+  const std::string model = gguf.text(keys + "model"), pre = gguf.text(keys + "pre", "default");
   if (model != "gpt2" || pre != "smollm")
-    gguf.refuse("key tokenizer.ggml.pre", "model gpt2 with pre smollm (others are not read yet)",
+    gguf.refuse(place + "pre", "model gpt2 with pre smollm (others are not read yet)",
                 "model " + model + " with pre " + pre, "pass another model");
-  read_tokens(gguf);
-  read_merges(gguf);
-  bos_ = always_added(gguf, "bos");
-  eos_ = always_added(gguf, "eos");
-}
-
-void Tokenizer::read_tokens(const Gguf& gguf) {
-  const std::string key = "key tokenizer.ggml.tokens";
-  const std::vector<std::string_view> tokens = gguf.texts("tokenizer.ggml.tokens");
-  const std::vector<int64_t> types = gguf.integers("tokenizer.ggml.token_type");
+  const std::vector<std::string_view>& tokens = gguf.texts(keys + "tokens");
+  const std::vector<double>& types = gguf.integers(keys + "token_type");
   if (types.size() != tokens.size())
-    gguf.refuse("key tokenizer.ggml.token_type", std::to_string(tokens.size()) + " types, one a token",
+    gguf.refuse(place + "token_type", format("%zu types, one a token", tokens.size()),
                 std::to_string(types.size()));
   const auto alphabet = byte_alphabet();
   byte_ids_.fill(-1);
-  for (size_t id = 0; id < tokens.size(); ++id) {
-    const std::string_view token = tokens[id];
-    if (token.empty()) gguf.refuse(key, "no empty token", "one, number " + std::to_string(id));
+  for (const std::string_view token : tokens) {
+    const int32_t id = size();
+    if (token.empty()) gguf.refuse(place + "tokens", "no empty token", format("one, number %d", id));
     const bool added = types[id] == 3 || types[id] == 4;  // control, user-defined
     std::string bytes(added ? token : "");
-    for (size_t at = 0; at < token.size() && !added;) {
-      const size_t c = static_cast<size_t>(next_code_point(token, at));
-      if (c < alphabet.size() && alphabet[c] >= 0) bytes += static_cast<char>(alphabet[c]);
-    }
+    for (size_t at = 0; at < token.size() && !added;)
+      if (const size_t c = next_code_point(token, at); c < alphabet.size() && alphabet[c] >= 0)
+        bytes += static_cast<char>(alphabet[c]);
     if (added)
-      added_.push_back(static_cast<int32_t>(id));
+      added_.push_back(id);
     else if (bytes.size() == 1)
-      byte_ids_[static_cast<unsigned char>(bytes[0])] = static_cast<int32_t>(id);
+      byte_ids_[static_cast<unsigned char>(bytes[0])] = id;
     texts_.push_back(bytes);
   }
   std::sort(added_.begin(), added_.end(),
             [&](int32_t a, int32_t b) { return text(a).size() > text(b).size(); });
-  for (const int32_t id : added_)
-    if (added_starts_.find(text(id)[0]) == std::string::npos) added_starts_ += text(id)[0];
+  for (const int32_t id : added_) added_starts_ += text(id)[0];
   // Bytes above 0xf0 and control characters are rare, and SmolLM2 lacks some; others are never missing.
   for (int b = 0x20; b <= 0xef; ++b)
-    if (byte_ids_[static_cast<size_t>(b)] < 0 && b != 0x7f && b != 0xc0 && b != 0xc1)
-      gguf.refuse(key, "a token for each byte", "none for byte " + std::to_string(b));
-}
+    if (byte_ids_[b] < 0 && b != 0x7f && b != 0xc0 && b != 0xc1)
+      gguf.refuse(place + "tokens", "a token for each byte", format("none for byte %d", b));
 
-void Tokenizer::read_merges(const Gguf& gguf) {
-  const std::string place = "key tokenizer.ggml.merges, merge ";
   std::unordered_map<std::string_view, int32_t> ids;
-  for (std::string_view token : gguf.texts("tokenizer.ggml.tokens"))
-    if (!ids.emplace(token, static_cast<int32_t>(ids.size())).second)
-      gguf.refuse("key tokenizer.ggml.tokens", "every token once", std::string(token) + " twice");
-  int32_t rank = 0;
-  for (std::string_view merge : gguf.texts("tokenizer.ggml.merges")) {
-    const size_t space = merge.find(' ');
-    const std::string_view left = merge.substr(0, space),
-                           right = merge.substr(std::min(left.size() + 1, merge.size()));
-    const auto l = ids.find(left), r = ids.find(right), both = ids.find(std::string(left).append(right));
+  for (const std::string_view token : tokens)
+    if (!ids.emplace(token, ids.size()).second)
+      gguf.refuse(place + "tokens", "every token once", std::string(token) + " twice");
+  for (const std::string_view merge : gguf.texts(keys + "merges")) {
+    const size_t space = std::min(merge.find(' '), merge.size());
+    const std::string left(merge.substr(0, space)), right(merge.substr(std::min(space + 1, merge.size())));
+    const auto l = ids.find(left), r = ids.find(right), both = ids.find(left + right);
+    const int32_t rank = merges_.size();
     if (l == ids.end() || r == ids.end() || both == ids.end() ||
         !merges_.emplace(pair_key(l->second, r->second), Merge{rank, both->second}).second)
-      gguf.refuse(place + std::to_string(rank), "two tokens whose concatenation is a token, once",
-                  std::string(merge));
-    ++rank;
+      gguf.refuse(format("%smerges, merge %d", place.c_str(), rank),
+                  "two tokens whose concatenation is a token, once", std::string(merge));
   }
-}
-
-// The id of the token "bos" or "eos" where the file asks for it, else -1.
-int32_t Tokenizer::always_added(const Gguf& gguf, const std::string& name) const {
-  const std::string key = "tokenizer.ggml." + name + "_token_id";
-  const int64_t id = gguf.integer(key, -1);
-  if (id >= size()) gguf.refuse("key " + key, "an id below " + std::to_string(size()), std::to_string(id));
-  return gguf.flag("tokenizer.ggml.add_" + name + "_token", false) ? static_cast<int32_t>(id) : -1;
+  const auto always_added = [&](const std::string& name) {  // "bos" or "eos"; -1 where the file asks for none
+    const int64_t id = gguf.integer(keys + name + "_token_id", -1);
+    if (id >= size())
+      gguf.refuse(place + name + "_token_id", format("an id below %ld", size()), std::to_string(id));
+    return gguf.flag(keys + "add_" + name + "_token", false) ? id : -1;
+  };
+  bos_ = always_added("bos");
+  eos_ = always_added("eos");
 }
 
 void Tokenizer::encode(std::string_view given, std::vector<int32_t>& ids) const {
@@ -177,52 +162,39 @@ void Tokenizer::encode_plain(std::string_view text, std::vector<int32_t>& ids) c
 }
 
 // BPE (Sennrich et al. 2016): the merge of lowest rank first, the leftmost of equal ones; O(n log n) in the
-// piece.
+// piece, times the length of a token.
 void Tokenizer::encode_piece(std::string_view piece, std::vector<int32_t>& ids) const {
-  struct Symbol {
-    int32_t id, previous, next;  // id -1: the two ends, and what has merged into the symbol before it
-  };
-  std::vector<Symbol> symbols = {{-1, 0, 1}};
-  const auto append = [&](int32_t id) {
-    const int32_t n = static_cast<int32_t>(symbols.size());
-    symbols.push_back({id, n - 1, n + 1});
-  };
-  for (unsigned char c : piece)
-    if (byte_ids_[c] >= 0) append(byte_ids_[c]);
-  append(-1);
+  constexpr int32_t end = -1, gone = -2;
+  std::vector<int32_t> at = {end};  // ids; `gone` is what has merged into the symbol before it
+  for (const unsigned char c : piece)
+    if (byte_ids_[c] >= 0) at.push_back(byte_ids_[c]);
+  at.push_back(end);
 
+  const auto neighbour = [&](int32_t position, int32_t step) {  // no further than a token is long
+    do position += step;
+    while (at[position] == gone);
+    return position;
+  };
+  const auto merge_at = [&](int32_t position) {  // of a symbol and the next
+    return merges_.find(pair_key(at[position], at[neighbour(position, 1)]));
+  };
   using Proposal = std::pair<int32_t, int32_t>;  // rank, position
   std::priority_queue<Proposal, std::vector<Proposal>, std::greater<>> heap;
-  const auto merge_at = [&](int32_t position) -> const Merge* {  // of a symbol and the next
-    const auto& [id, previous, next] = symbols[position];
-    const auto found = id < 0 ? merges_.end() : merges_.find(pair_key(id, symbols[next].id));
-    return found == merges_.end() ? nullptr : &found->second;
-  };
   const auto propose = [&](int32_t position) {
-    if (const Merge* m = merge_at(position)) heap.emplace(m->rank, position);
+    if (const auto m = merge_at(position); m != merges_.end()) heap.emplace(m->second.rank, position);
   };
-  for (size_t i = 0; i < symbols.size(); ++i) propose(static_cast<int32_t>(i));
+  for (int32_t i = 0; i + 1 < std::ssize(at); ++i) propose(i);
   while (!heap.empty()) {
     const auto [rank, position] = heap.top();
     heap.pop();
-    const Merge* m = merge_at(position);
-    if (!m || m->rank != rank) continue;  // a neighbour has merged meanwhile
-    Symbol& left = symbols[position];
-    Symbol& right = symbols[left.next];
-    left = {m->id, left.previous, right.next};
-    right.id = -1;
-    symbols[left.next].previous = position;
+    const auto m = merge_at(position);
+    if (m == merges_.end() || m->second.rank != rank) continue;  // a neighbour has merged meanwhile
+    at[neighbour(position, 1)] = gone;
+    at[position] = m->second.id;
     propose(position);
-    propose(left.previous);
+    propose(neighbour(position, -1));
   }
-  for (const Symbol& s : symbols)
-    if (s.id >= 0) ids.push_back(s.id);
-}
-
-std::string Tokenizer::decode(std::span<const int32_t> ids) const {
-  std::string out;
-  for (int32_t id : ids) out += text(id);
-  return out;
+  std::copy_if(at.begin(), at.end(), std::back_inserter(ids), [](int32_t id) { return id >= 0; });
 }
 
 }  // namespace quest

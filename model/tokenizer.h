@@ -2,7 +2,6 @@
 #pragma once
 #include <array>
 #include <cstdint>
-#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -22,25 +21,21 @@ class Tokenizer {
   // without a token (rare control characters, in SmolLM2) is dropped, as by the Hugging Face tokenizers
   // library. Any thread may call it.
   void encode(std::string_view text, std::vector<int32_t>& ids) const;
-  std::string decode(std::span<const int32_t> ids) const;
 
   // The bytes that a token stands for.
-  const std::string& text(int32_t id) const { return texts_.at(static_cast<size_t>(id)); }
-  int64_t size() const { return static_cast<int64_t>(texts_.size()); }
+  const std::string& text(int32_t id) const { return texts_.at(id); }
+  int64_t size() const { return texts_.size(); }
 
  private:
   struct Merge {
     int32_t rank, id;
   };
-  void read_tokens(const Gguf& gguf);
-  void read_merges(const Gguf& gguf);
-  int32_t always_added(const Gguf& gguf, const std::string& name) const;
   void encode_plain(std::string_view text, std::vector<int32_t>& ids) const;
   void encode_piece(std::string_view piece, std::vector<int32_t>& ids) const;
 
   std::vector<std::string> texts_;
   std::vector<int32_t> added_;  // ids, longest text first
-  std::string added_starts_;    // the first bytes of their texts, once each
+  std::string added_starts_;    // the first bytes of their texts
   std::array<int32_t, 256> byte_ids_;
   std::unordered_map<uint64_t, Merge> merges_;  // key: left id << 32 | right id
   int32_t bos_, eos_;                           // -1: not to be added

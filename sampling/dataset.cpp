@@ -2,8 +2,6 @@
 
 #include <simdjson.h>
 
-#include <limits>
-
 #include "kernels/base/error.h"
 
 namespace quest {
@@ -56,21 +54,13 @@ Pairs::Pairs(const std::string& folder, const std::string& side, int64_t row_cou
 }
 
 static Split open_split(const std::string& folder, const std::string& side, int64_t labels) {
-  Split split{Texts(folder, side), {}, MappedFile(folder + "/" + side + ".own")};
-  const int64_t rows = split.texts.size();
-  split.labels = Pairs(folder, side, rows, labels);
+  const Texts texts(folder, side);
+  Split split{texts, Pairs(folder, side, texts.size(), labels), MappedFile(folder + "/" + side + ".own")};
   const auto own = split.own_file.array<int32_t>();
   const std::string& path = split.own_file.path();
-  require(path, "values", std::ssize(own), rows, rows);
+  require(path, "values", std::ssize(own), texts.size(), texts.size());
   for (const int32_t label : own) require(path, "own label", label, -1, labels - 1);
   return split;
-}
-
-template <class T>
-static T field(const std::string& path, simdjson::dom::element meta, const char* key) {
-  T value{};
-  if (meta[key].get(value)) damaged(path, format("the field \"%s\" is missing or of a wrong type", key));
-  return value;
 }
 
 Dataset open_dataset(const std::string& folder) {
@@ -81,23 +71,29 @@ Dataset open_dataset(const std::string& folder) {
   simdjson::dom::parser parser;
   simdjson::dom::element meta;
   if (parser.parse(read_file(path)).get(meta)) damaged(path, "not valid JSON");
-  if (field<std::string_view>(path, meta, "format") != "quest dataset 1")
+  const auto read = [&](const char* key, auto value) {
+    if (meta[key].get(value)) damaged(path, format("the field \"%s\" is missing or of a wrong type", key));
+    return value;
+  };
+  if (read("format", std::string_view()) != "quest dataset 1")
     fail(Exit::input, "%s: expected quest dataset 1, found another format; import it again", path.c_str());
 
-  Dataset set;
-  set.path = folder;
-  set.name = field<std::string_view>(path, meta, "name");
-  set.sha256 = field<std::string_view>(path, meta, "sha256");
-  set.labels = Texts(folder, "labels");
-  require(folder + "/labels.ends", "labels", set.labels.size(), 0, std::numeric_limits<int32_t>::max());
-  set.train = open_split(folder, "train", set.labels.size());
-  set.test = open_split(folder, "test", set.labels.size());
-  const std::pair<const char*, int64_t> counts[] = {{"labels", set.labels.size()},
+  Dataset set{folder,
+              std::string(read("name", std::string_view())),
+              std::string(read("sha256", std::string_view())),
+              {},
+              {},
+              Texts(folder, "labels")};
+  const int64_t labels = set.labels.size();
+  require(folder + "/labels.ends", "labels", labels, 0, INT32_MAX);
+  set.train = open_split(folder, "train", labels);
+  set.test = open_split(folder, "test", labels);
+  const std::pair<const char*, int64_t> counts[] = {{"labels", labels},
                                                     {"train", set.train.texts.size()},
                                                     {"test", set.test.texts.size()},
                                                     {"train_pairs", set.train.labels.count()},
                                                     {"test_pairs", set.test.labels.count()}};
-  for (const auto& [key, found] : counts) require(path, key, field<int64_t>(path, meta, key), found, found);
+  for (const auto& [key, found] : counts) require(path, key, read(key, int64_t()), found, found);
   return set;
 }
 

@@ -26,12 +26,12 @@ class Texts {
   MappedFile bytes_, ends_;
 };
 
-// Sparse rows (CSR): the labels of each query, ascending, distinct, in [0, number of labels).
+// The labels of each query, ascending, distinct, in [0, number of labels); as sparse rows (CSR).
 class Pairs {
  public:
   Pairs() = default;
-  Pairs(const std::string& folder, const std::string& side, int64_t rows,
-        int64_t labels);  // throws Error(input)
+  // Throws Error(input).
+  Pairs(const std::string& folder, const std::string& side, int64_t rows, int64_t labels);
   int64_t rows() const { return std::ssize(offsets_.array<int64_t>()) - 1; }
   int64_t count() const { return std::ssize(columns_.array<int32_t>()); }
   int64_t begin(int64_t row) const { return offsets_.array<int64_t>()[row]; }
@@ -47,9 +47,8 @@ struct Split {
   Texts texts;
   Pairs labels;
   MappedFile own_file;
-  int32_t own(int64_t query) const {
-    return own_file.array<int32_t>()[query];
-  }  // the query as a label, or -1
+  // The query as a label, or -1.
+  int32_t own(int64_t query) const { return own_file.array<int32_t>()[query]; }
 };
 
 struct Dataset {

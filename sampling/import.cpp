@@ -4,11 +4,13 @@
 #include <zlib.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
+#include <deque>
 #include <filesystem>
+#include <map>
 #include <memory>
-#include <unordered_map>
+#include <optional>
+#include <set>
 
 #include "kernels/base/error.h"
 #include "kernels/base/hash.h"
@@ -17,6 +19,7 @@
 #include "sampling/dataset.h"
 
 namespace quest {
+namespace {
 
 namespace fs = std::filesystem;
 namespace dom = simdjson::dom;
@@ -25,104 +28,96 @@ constexpr size_t longest_line = 16u << 20, block_bytes = 256u << 10, usual_line 
 
 // ---- writing ----------------------------------------------------------------------------------------------
 
-SideWriter::SideWriter(const OutFolder& folder, const std::string& side, bool with_labels)
-    : text_(folder.file(side + ".text")), ends_(folder.file(side + ".ends")) {
-  if (!with_labels) return;
-  columns_.emplace(folder.file(side + ".labels"));
-  offsets_.emplace(folder.file(side + ".offsets")).put(pairs_);
-}
-
-void SideWriter::add(Row& row) {
-  for (const std::string_view part : {row.uid, row.title, row.content}) {
-    text_.write(part);
-    ends_.put(bytes_ += static_cast<int64_t>(part.size()));
-  }
-  ++rows_;
-  if (!offsets_) return;
-  auto& labels = row.labels;
-  std::sort(labels.begin(), labels.end());
-  labels.erase(std::unique(labels.begin(), labels.end()), labels.end());
-  columns_->write(labels.data(), labels.size() * sizeof(int32_t));
-  offsets_->put(pairs_ += static_cast<int64_t>(labels.size()));
-}
-
-void SideWriter::commit() {
-  text_.commit();
-  ends_.commit();
-  if (!offsets_) return;
-  offsets_->commit();
-  columns_->commit();
-}
-
-// A path may hold any bytes, but meta.json is UTF-8.
-static std::string name_of(const std::string& folder, const ImportOptions& options) {
-  if (!options.name.empty()) return options.name;
-  const std::string last = fs::path(folder + "/").parent_path().filename();
-  return simdjson::validate_utf8(last.data(), last.size()) ? last : "dataset";
-}
-
-DatasetWriter::DatasetWriter(const std::string& folder, const ImportOptions& options)
-    : name_(name_of(folder, options)), out_(folder) {}
-
-void DatasetWriter::write_own(const std::string& side, Own own) const {
-  const Texts names(out_.file(""), "labels"), texts(out_.file(""), side);
-  const Pairs pairs(out_.file(""), side, texts.size(), names.size());
-  std::unordered_map<std::string_view, int32_t> by_uid;  // the first of equal ones; the texts stay on disk
-  for (int64_t l = 0; l < names.size(); ++l) by_uid.try_emplace(names.uid(l), l);
-  by_uid.erase("");
-  OutFile file(out_.file(side + ".own"));
-  for (int64_t i = 0; i < texts.size(); ++i) {
-    const auto at = by_uid.find(own == Own::by_uid ? texts.uid(i) : texts.title(i));
-    int32_t label = at == by_uid.end() ? -1 : at->second;
-    if (own == Own::by_title && std::ranges::binary_search(pairs.row(i), label)) label = -1;
-    file.put(label);
-  }
-  file.commit();
-}
-
-void DatasetWriter::finish(Own own, const std::string& sha256, ImportSummary& done) {
-  for (SideWriter* side : {&labels, &train, &test}) side->commit();
-  for (const char* side : {"train", "test"}) write_own(side, own);
-  done.train = train.rows(), done.train_pairs = train.pairs();
-  done.test = test.rows(), done.test_pairs = test.pairs();
-  done.labels = labels.rows();
-  JsonWriter json;
-  json.object().field("format", "quest dataset 1").field("name", name_).field("sha256", sha256);
-  json.field("train", done.train).field("test", done.test).field("labels", done.labels);
-  json.field("train_pairs", done.train_pairs).field("test_pairs", done.test_pairs);
-  write_file(out_.file("meta.json"), json.field("bad_lines", done.bad_lines).end().text() + "\n");
-  out_.commit();
-}
-
-// ---- reading ----------------------------------------------------------------------------------------------
-
-// What one import carries from file to file.
-struct Import {
-  Sha sha;  // of the files as they are, compressed or not
-  ImportSummary done;
-  std::optional<Progress> progress;  // in kB of the files as they are
+struct Row {
+  std::string_view uid, title, content;
+  std::set<int32_t> labels;  // of a query
 };
+
+// The files of one side, except .own.
+struct Side {
+  std::deque<OutFile> files;  // text and ends; of queries also offsets and labels
+  int64_t bytes = 0, rows = 0, pairs = 0;
+
+  Side(const OutFolder& folder, const std::string& name) {
+    for (const char* part : {".text", ".ends", ".offsets", ".labels"})
+      if (name != "labels" || files.size() < 2) files.emplace_back(folder.file(name + part));
+    if (files.size() > 2) files[2].put(pairs);
+  }
+  void add(const Row& row) {
+    for (const std::string_view part : {row.uid, row.title, row.content}) {
+      files[0].write(part);
+      files[1].put(bytes += part.size());
+    }
+    ++rows;
+    if (files.size() == 2) return;
+    for (const int32_t label : row.labels) files[3].put(label);
+    files[2].put(pairs += row.labels.size());
+  }
+};
+
+// Makes a dataset folder of any source: fill the sides in any order, then finish(). Without it nothing stays.
+struct Import {
+  OutFolder out;
+  std::string name;  // of the dataset
+  Side labels{out, "labels"}, train{out, "train"}, test{out, "test"};
+  std::map<std::string, int32_t> label_of = {};  // by uid, the first of equal ones
+  ImportSummary done = {};
+  std::optional<Progress> progress = {};  // in kB of the files as they are
+
+  Import(const std::string& folder, const ImportOptions& options) : out(folder), name(options.name) {
+    if (name.empty()) name = fs::path(folder + "/").parent_path().filename();
+    if (!simdjson::validate_utf8(name)) name = "dataset";  // a path may hold any bytes
+  }
+
+  // The label's number; a new one is added.
+  int32_t label(std::string_view uid, std::string_view title) {
+    const auto [at, is_new] = label_of.try_emplace(std::string(uid), labels.rows);
+    if (is_new) labels.add({uid, title, "", {}});
+    return at->second;
+  }
+
+  Side& side_of(std::string_view key) { return goes_to_test(key) ? test : train; }
+
+  // A query's own label is the one whose uid is its uid; or its title, unless the query lists that label.
+  void write_own(const std::string& side, bool by_title) const {
+    const Texts texts(out.file(""), side);
+    const Pairs pairs(out.file(""), side, texts.size(), labels.rows);
+    OutFile file(out.file(side + ".own"));
+    for (int64_t i = 0; i < texts.size(); ++i) {
+      const auto at = label_of.find(std::string(by_title ? texts.title(i) : texts.uid(i)));
+      int32_t own = at == label_of.end() ? -1 : at->second;
+      if (by_title && std::ranges::binary_search(pairs.row(i), own)) own = -1;
+      file.put(own);
+    }
+    file.commit();
+  }
+
+  ImportSummary finish(const std::string& sha256, bool own_by_title) {
+    for (Side* side : {&labels, &train, &test})
+      for (OutFile& file : side->files) file.commit();
+    label_of.erase("");
+    for (const char* side : {"train", "test"}) write_own(side, own_by_title);
+    done.train = train.rows, done.train_pairs = train.pairs;
+    done.test = test.rows, done.test_pairs = test.pairs, done.labels = labels.rows;
+    JsonWriter json;
+    json.object().field("format", "quest dataset 1").field("name", name).field("sha256", sha256);
+    json.field("train", done.train).field("test", done.test).field("labels", done.labels);
+    json.field("train_pairs", done.train_pairs).field("test_pairs", done.test_pairs);
+    write_file(out.file("meta.json"), json.field("bad_lines", done.bad_lines).end().text() + "\n");
+    out.commit();
+    return done;
+  }
+};
+
+// ---- lines ------------------------------------------------------------------------------------------------
 
 struct BadLine {  // thrown by what reads a line
   std::string what;
 };
 
-using GzFile = std::unique_ptr<gzFile_s, int (*)(gzFile)>;
-
-static GzFile open_lines(const std::string& path, Import& import) {
-  const MappedFile raw(path);  // refuses what is no readable file
-  import.sha.update(raw.data(), raw.size());
-  GzFile file(gzopen(path.c_str(), "rb"), gzclose);
-  if (!file) fail(Exit::input, "%s: cannot be opened: %s; check the file", path.c_str(), strerror(errno));
-  gzbuffer(file.get(), block_bytes);
-  if (path.ends_with(".gz") && gzdirect(file.get()))
-    fail(Exit::input, "%s: expected gzip data, found something else; compress it again", path.c_str());
-  return file;
-}
-
 // Reads a line of a plain or gzipped file, without its end; false when there is none. A line that is longer
 // than longest_line is cut right after that length.
-static bool read_line(gzFile file, std::string& line) {
+bool read_line(gzFile file, std::string& line) {
   line.clear();
   int c;
   while ((c = gzgetc(file)) >= 0 && c != '\n')
@@ -132,9 +127,12 @@ static bool read_line(gzFile file, std::string& line) {
 
 // Adds a row for every line: read(line, number, row) fills it and returns its side, or throws BadLine; then
 // an empty row goes to `bad_side`.
-template <class Read>
-static void each_line(const std::string& path, Import& import, SideWriter& bad_side, Read&& read) {
-  const GzFile file = open_lines(path, import);
+void each_line(const std::string& path, Import& import, Side& bad_side, auto&& read) {
+  const std::unique_ptr<gzFile_s, int (*)(gzFile)> file(gzopen(path.c_str(), "rb"), gzclose);
+  if (!file) fail(Exit::input, "%s: cannot be opened: %s; check the file", path.c_str(), strerror(errno));
+  gzbuffer(file.get(), block_bytes);
+  if (path.ends_with(".gz") && gzdirect(file.get()))
+    fail(Exit::input, "%s: expected gzip data, found something else; compress it again", path.c_str());
   std::string line;
   line.reserve(usual_line + simdjson::SIMDJSON_PADDING);
   int64_t number = 0;
@@ -143,10 +141,11 @@ static void each_line(const std::string& path, Import& import, SideWriter& bad_s
     if (++number == 1 && line.starts_with("\xef\xbb\xbf")) line.erase(0, 3);
     if (line.ends_with('\r')) line.pop_back();
     Row row;
-    SideWriter* side = &bad_side;
+    Side* side = &bad_side;
     try {
       if (line.empty()) throw BadLine{"empty line"};
       if (too_long) throw BadLine{format("longer than %zu bytes", longest_line)};
+      if (!simdjson::validate_utf8(line)) throw BadLine{"not UTF-8"};
       side = &read(line, number, row);
     } catch (const BadLine& bad) {
       row = {};
@@ -155,7 +154,7 @@ static void each_line(const std::string& path, Import& import, SideWriter& bad_s
     }
     side->add(row);
     const int64_t before = std::exchange(position, gzoffset(file.get()));
-    if (import.progress) import.progress->add(static_cast<double>(position - before) / 1e3);
+    if (import.progress) import.progress->add((position - before) / 1e3);
   }
   int error = Z_OK;
   const char* why = gzerror(file.get(), &error);
@@ -168,100 +167,173 @@ static void each_line(const std::string& path, Import& import, SideWriter& bad_s
 
 // ---- the repository's raw format --------------------------------------------------------------------------
 
-// The field of type T, which `otherwise` calls what is not of it. An optional one that is missing is T().
+bool has(const dom::object& object, const char* key) {
+  return object[key].error() != simdjson::NO_SUCH_FIELD;
+}
+
 template <class T>
-static T field(const dom::object& object, const char* key, const char* otherwise, bool optional = false) {
-  T value{};
-  const auto error = object[key].get(value);
-  if (error == simdjson::NO_SUCH_FIELD && optional) return {};
-  if (error) throw BadLine{format("%s is %s", key, error == simdjson::NO_SUCH_FIELD ? "missing" : otherwise)};
+T field(const dom::object& object, const char* key) {
+  T value;
+  if (!has(object, key)) throw BadLine{format("%s is missing", key)};
+  if (object[key].get(value))
+    throw BadLine{format("%s is not a %s", key, std::is_same_v<T, dom::array> ? "list" : "string")};
   return value;
 }
 
-static std::string_view text_field(const dom::object& object, const char* key, bool optional = false) {
-  const auto text = field<std::string_view>(object, key, "not a string", optional);
+std::string_view text_field(const dom::object& object, const char* key) {
+  const auto text = field<std::string_view>(object, key);
   // Escapes may spell half of a surrogate pair, which some versions of the library let pass.
-  if (!simdjson::validate_utf8(text.data(), text.size())) throw BadLine{format("%s is not UTF-8", key)};
+  if (!simdjson::validate_utf8(text)) throw BadLine{format("%s is not UTF-8", key)};
   return text;
 }
 
-static void read_targets(const dom::object& object, int64_t label_count, std::vector<int32_t>& out) {
-  for (const dom::element target : field<dom::array>(object, "target_ind", "not a list")) {
+void read_targets(const dom::object& object, int64_t label_count, std::set<int32_t>& out) {
+  const auto targets = field<dom::array>(object, "target_ind");
+  for (const dom::element target : targets) {
     int64_t label = 0;
     if (target.get(label)) throw BadLine{"target_ind holds something that is not a line number"};
     if (label < 0 || label >= label_count)
       throw BadLine{format("target_ind holds %ld, expected 0 to %ld", label, label_count - 1)};
-    out.push_back(static_cast<int32_t>(label));
+    out.insert(label);
   }
-  if (object["target_rel"].error() == simdjson::NO_SUCH_FIELD) return;
-  size_t count = 0;
-  for (const dom::element weight : field<dom::array>(object, "target_rel", "not a list")) {
+  if (!has(object, "target_rel")) return;
+  const auto weights = field<dom::array>(object, "target_rel");
+  for (const dom::element weight : weights)
     if (!weight.is_number()) throw BadLine{"target_rel holds something that is not a number"};
-    ++count;
-  }
-  if (count != out.size())
-    throw BadLine{format("target_rel has %zu values, target_ind %zu", count, out.size())};
+  if (weights.size() != targets.size())
+    throw BadLine{format("target_rel has %zu values, target_ind %zu", weights.size(), targets.size())};
 }
 
-// label_count < 0: the file of labels, without targets.
-static void import_rows(const std::string& path, int64_t label_count, Import& import, SideWriter& side) {
+void import_rows(const std::string& path, Import& import, Side& side) {
   dom::parser parser;
   if (parser.allocate(usual_line)) fail(Exit::machine, "no memory for the JSON parser; close other programs");
-  each_line(path, import, side, [&](const std::string& line, int64_t, Row& row) -> SideWriter& {
+  each_line(path, import, side, [&](const std::string& line, int64_t, Row& row) -> Side& {
     dom::object object;
-    const auto error = parser.parse(line).get(object);
-    if (error) throw BadLine{error == simdjson::UTF8_ERROR ? "not UTF-8" : "not a valid JSON object"};
-    row.uid = text_field(object, "uid");
-    row.title = text_field(object, "title");
-    row.content = text_field(object, "content", true);
-    if (label_count >= 0) read_targets(object, label_count, row.labels);
+    if (parser.parse(line).get(object)) throw BadLine{"not a valid JSON object"};
+    row.uid = text_field(object, "uid"), row.title = text_field(object, "title");
+    if (has(object, "content")) row.content = text_field(object, "content");
+    if (&side == &import.labels)
+      import.label_of.try_emplace(std::string(row.uid), side.rows);
+    else
+      read_targets(object, import.labels.rows, row.labels);
     return side;
   });
 }
 
-static std::string raw_file(const std::string& folder, const char* side) {
+std::string raw_file(const std::string& folder, const std::string& side) {
   const std::string plain = folder + "/" + side + ".json", gzipped = plain + ".gz";
-  if (exists(plain) && exists(gzipped))
-    fail(Exit::input, "%s: expected one file, found %s too; keep one", plain.c_str(), gzipped.c_str());
-  if (!exists(plain) && !exists(gzipped))
-    fail(Exit::input, "%s: expected trn, tst and lbl as .json or .json.gz, found no %s; check the folder",
-         folder.c_str(), side);
-  return exists(plain) ? plain : gzipped;
+  const bool is_plain = exists(plain);
+  if (exists(gzipped) == is_plain)
+    fail(Exit::input, "%s: expected one file, found %s; give trn, tst and lbl, each as .json or .json.gz",
+         plain.c_str(), is_plain ? (gzipped + " too").c_str() : ("no " + side).c_str());
+  return is_plain ? plain : gzipped;
 }
 
 // ---- TSV --------------------------------------------------------------------------------------------------
 
-static void import_tsv(const std::string& path, Import& import, DatasetWriter& out) {
-  std::unordered_map<std::string, int32_t> label_of;  // by name
+void import_tsv(const std::string& path, Import& import) {
   std::string uid;
-  each_line(path, import, out.train, [&](std::string_view line, int64_t number, Row& row) -> SideWriter& {
+  each_line(path, import, import.train, [&](std::string_view line, int64_t number, Row& row) -> Side& {
     const size_t tab = std::min(line.find('\t'), line.size());
-    if (!simdjson::validate_utf8(line.data(), line.size())) throw BadLine{"not UTF-8"};
     if (tab == 0) throw BadLine{"the text before the first tab is empty"};
-    if (line.find_first_not_of('\t', tab) == line.npos) throw BadLine{"no tab and label after the text"};
-    row.uid = uid = std::to_string(number), row.title = line.substr(0, tab);
+    uid = std::to_string(number);
+    row = {uid, line.substr(0, tab), "", {}};
     for (size_t begin, end = tab; (begin = line.find_first_not_of('\t', end)) != line.npos;) {
       end = std::min(line.find('\t', begin), line.size());
       const std::string_view name = line.substr(begin, end - begin);
-      const auto [at, is_new] = label_of.try_emplace(std::string(name), out.labels.rows());
-      if (is_new) {
-        Row label{name, name, "", {}};
-        out.labels.add(label);
-      }
-      row.labels.push_back(at->second);
+      row.labels.insert(import.label(name, name));
     }
-    return goes_to_test(row.title) ? out.test : out.train;
+    if (row.labels.empty()) throw BadLine{"no tab and label after the text"};
+    return import.side_of(row.title);
   });
 }
 
-// ---- the whole --------------------------------------------------------------------------------------------
+// ---- Debian -----------------------------------------------------------------------------------------------
 
-[[noreturn]] static void fail_malformed(const std::string& source, const ImportSummary& done) {
-  std::string list;
-  for (size_t i = 0; i < std::min<size_t>(done.bad.size(), 5); ++i) list += (i ? "; " : "") + done.bad[i];
-  fail(Exit::input, "%s: malformed lines, %ld in all: %s%s; correct them, or import with --skip-bad",
-       source.c_str(), done.bad_lines, list.c_str(), done.bad_lines > 5 ? "; ..." : "");
+struct Package {
+  std::string title;              // "name: summary"; the name alone when there is no summary in UTF-8
+  std::set<std::string> targets;  // names in Recommends and Suggests
+};
+
+// "a (>= 1) | b:any, c [amd64]" names a, b and c.
+void add_names(std::string_view list, std::set<std::string>& names) {
+  for (size_t begin = 0, end; (begin = list.find_first_not_of(" \t\r,|", begin)) != list.npos;) {
+    end = std::min(list.find_first_of(" \t\r,|(:[<", begin), list.size());
+    names.emplace(list.substr(begin, end - begin));
+    begin = list.find_first_of(",|", end);
+  }
 }
+
+// Stanzas by package, each ended by an empty line or with the text; of a name that occurs twice, the first.
+std::map<std::string, Package> read_packages(std::string_view stanzas) {
+  std::map<std::string, Package> packages;
+  std::string_view name, summary;
+  std::set<std::string> targets;
+  bool in_targets = false;  // whether a continuation line goes on with them
+  for (size_t at = 0, end; at <= stanzas.size(); at = end + 1) {
+    end = std::min(stanzas.find('\n', at), stanzas.size());
+    std::string_view line = stanzas.substr(at, end - at);
+    line = line.substr(0, line.find_last_not_of(" \t\r") + 1);
+    if (line.starts_with(' ') || line.starts_with('\t')) {
+      if (in_targets) add_names(line, targets);
+    } else if (const size_t colon = line.find(':'); colon != line.npos) {
+      const std::string_view key = line.substr(0, colon);
+      const std::string_view value =
+          line.substr(std::min(line.find_first_not_of(" \t", colon + 1), line.size()));
+      in_targets = key == "Recommends" || key == "Suggests";
+      if (in_targets) add_names(value, targets);
+      if (key == "Package") name = value;
+      // A translated index says Description-en; Description-md5 is a checksum.
+      const bool description = key.starts_with("Description") && key != "Description-md5";
+      if (description && summary.empty() && simdjson::validate_utf8(value)) summary = value;
+    }
+    if (end < stanzas.size() && !line.empty()) continue;
+    const std::string title = std::string(name) + (summary.empty() ? "" : ": ") + std::string(summary);
+    if (!name.empty() && simdjson::validate_utf8(name))
+      packages.try_emplace(std::string(name), Package{title, targets});
+    name = summary = "", targets.clear(), in_targets = false;
+  }
+  return packages;
+}
+
+}  // namespace
+
+ImportSummary import_debian_index(const std::string& stanzas, const std::string& folder,
+                                  const ImportOptions& options) {
+  auto packages = read_packages(stanzas);
+  std::set<std::string> labels;
+  for (auto& [name, package] : packages) {
+    std::erase_if(package.targets,
+                  [&](auto& target) { return target == name || !packages.contains(target); });
+    labels.insert(package.targets.begin(), package.targets.end());
+  }
+  if (labels.empty())
+    fail(Exit::machine,
+         "apt-cache dumpavail: expected packages that recommend others, found none; run 'apt-get update'");
+  Import import(folder, options);
+  for (const auto& name : labels) import.label(name, packages[name].title);
+  for (const auto& [name, package] : packages) {
+    Row row{name, package.title, "", {}};
+    for (const auto& target : package.targets) row.labels.insert(import.label(target, ""));
+    if (!row.labels.empty()) import.side_of(name).add(row);
+  }
+  return import.finish(sha256_hex(stanzas), false);
+}
+
+ImportSummary import_debian_index(const std::string& folder, const ImportOptions& options) {
+  FILE* pipe = popen("apt-cache dumpavail", "r");
+  if (!pipe) fail(Exit::machine, "apt-cache dumpavail: cannot be started; free some memory and run again");
+  std::string text(1 << 16, '\0'), stanzas;
+  while (const size_t n = fread(text.data(), 1, text.size(), pipe)) stanzas.append(text, 0, n);
+  const int status = pclose(pipe);
+  if (status != 0)
+    fail(Exit::machine,
+         "apt-cache dumpavail: expected a package index, found exit status %d; run 'apt-get update'",
+         WEXITSTATUS(status));
+  return import_debian_index(stanzas, folder, options);
+}
+
+// ---- the whole --------------------------------------------------------------------------------------------
 
 ImportSummary import_dataset(const std::string& source, const std::string& folder,
                              const ImportOptions& options) {
@@ -269,23 +341,31 @@ ImportSummary import_dataset(const std::string& source, const std::string& folde
   const bool raw = fs::is_directory(source, ignored);
   std::vector<std::string> files = {source};
   if (raw) files = {raw_file(source, "lbl"), raw_file(source, "trn"), raw_file(source, "tst")};
+  Sha sha;  // of the files as they are, compressed or not
   double kilobytes = 0;
-  for (const auto& file : files) kilobytes += static_cast<double>(MappedFile(file).size()) / 1e3;
-
-  DatasetWriter out(folder, options);
-  Import import;
+  for (const auto& path : files) {
+    const MappedFile file(path);  // refuses what is no readable file
+    sha.update(file.data(), file.size());
+    kilobytes += file.size() / 1e3;
+  }
+  Import import(folder, options);
   if (options.progress) import.progress.emplace("importing " + source, kilobytes, "kB");
   if (raw) {
-    import_rows(files[0], -1, import, out.labels);
-    import_rows(files[1], out.labels.rows(), import, out.train);
-    import_rows(files[2], out.labels.rows(), import, out.test);
+    import_rows(files[0], import, import.labels);
+    import_rows(files[1], import, import.train);
+    import_rows(files[2], import, import.test);
   } else {
-    import_tsv(source, import, out);
+    import_tsv(source, import);
   }
   import.progress.reset();
-  if (import.done.bad_lines && !options.skip_bad) fail_malformed(source, import.done);
-  out.finish(raw ? DatasetWriter::Own::by_uid : DatasetWriter::Own::by_title, import.sha.hex(), import.done);
-  return import.done;
+  const ImportSummary& done = import.done;
+  if (done.bad_lines && !options.skip_bad) {
+    std::string list;
+    for (size_t i = 0; i < std::min<size_t>(done.bad.size(), 5); ++i) list += (i ? "; " : "") + done.bad[i];
+    fail(Exit::input, "%s: malformed lines, %ld in all: %s%s; correct them, or import with --skip-bad",
+         source.c_str(), done.bad_lines, list.c_str(), done.bad_lines > 5 ? "; ..." : "");
+  }
+  return import.finish(sha.hex(), !raw);
 }
 
 bool goes_to_test(std::string_view key) {

@@ -10,12 +10,9 @@
 // A label without title and content was a malformed line that was skipped: it is never predicted.
 #pragma once
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
-
-#include "kernels/base/file.h"
 
 namespace quest {
 
@@ -57,43 +54,16 @@ bool goes_to_test(std::string_view key);
 // they are not there.
 std::string default_dataset_source();
 
-// One row; the texts are views of what the caller keeps.
-struct Row {
-  std::string_view uid, title, content;
-  std::vector<int32_t> labels;  // of a query
-};
+// A dataset from the package index of a Debian or Ubuntu machine, by `apt-cache dumpavail`: a package is a
+// query when it recommends or suggests another one of the index (every alternative counts; versions and
+// architectures are dropped), and a label when another one does so with it. uid: the name; title:
+// "name: summary"; content: empty. Rows are sorted by name; a query that goes_to_test() by its name is a test
+// row. Throws Error(machine) when apt-cache is missing or fails or there is no query at all, and what
+// import_dataset throws about FOLDER.
+ImportSummary import_debian_index(const std::string& folder, const ImportOptions& options = {});
 
-// Writes the files of one side, except .own.
-class SideWriter {
- public:
-  SideWriter(const OutFolder& folder, const std::string& side, bool with_labels);
-  void add(Row& row);  // sorts row.labels and drops duplicates
-  void commit();
-  int64_t rows() const { return rows_; }
-  int64_t pairs() const { return pairs_; }
-
- private:
-  OutFile text_, ends_;
-  std::optional<OutFile> offsets_, columns_;
-  int64_t bytes_ = 0, rows_ = 0, pairs_ = 0;
-};
-
-// Makes a dataset folder from anything: fill the three sides in any order, then finish(). Without it nothing
-// stays.
-class DatasetWriter {
- public:
-  enum class Own { by_uid, by_title };  // how a query's own label is found; by_title spares the row's labels
-  DatasetWriter(const std::string& folder, const ImportOptions& options);
-  // `done` brings the bad lines and takes the counts; sha256: of the sources.
-  void finish(Own own, const std::string& sha256, ImportSummary& done);
-
- private:
-  void write_own(const std::string& side, Own own) const;
-  std::string name_;
-  OutFolder out_;
-
- public:
-  SideWriter labels{out_, "labels", false}, train{out_, "train", true}, test{out_, "test", true};
-};
+// The same from such a text; sha256: of the text.
+ImportSummary import_debian_index(const std::string& stanzas, const std::string& folder,
+                                  const ImportOptions& options);
 
 }  // namespace quest

@@ -20,6 +20,7 @@ enum class SamplerKind {
   uniform   // every pair weighs 1
 };
 constexpr const char* sampler_names[] = {"minhash", "paper", "uniform"};
+SamplerKind sampler_kind(const std::string& name);  // throws Error(usage) for another name
 
 // Which training pairs take part; a query's own label never does with it.
 struct PairFilter {

@@ -4,7 +4,6 @@
 #include <memory>
 
 #include "kernels/base/error.h"
-#include "sampling/debian_index.h"
 #include "sampling/import.h"
 #include "sampling/sampler.h"
 #include "tools/commands.h"
@@ -15,10 +14,8 @@ namespace {
 
 int report(const ImportSummary& s, const std::string& folder) {
   for (const std::string& line : s.bad) fprintf(stderr, "skipped %s\n", line.c_str());
-  printf("%s: %lld training and %lld test queries, %lld labels, %lld and %lld pairs, %lld bad lines\n",
-         folder.c_str(), static_cast<long long>(s.train), static_cast<long long>(s.test),
-         static_cast<long long>(s.labels), static_cast<long long>(s.train_pairs),
-         static_cast<long long>(s.test_pairs), static_cast<long long>(s.bad_lines));
+  printf("%s: %ld training and %ld test queries, %ld labels, %ld and %ld pairs, %ld bad lines\n",
+         folder.c_str(), s.train, s.test, s.labels, s.train_pairs, s.test_pairs, s.bad_lines);
   return 0;
 }
 
@@ -31,22 +28,17 @@ struct SampleSettings {
 
 int sample(const SampleSettings& s) {
   const Dataset data = open_dataset(s.data);
-  Threads threads(static_cast<int>(s.threads));
-  SamplerOptions o;
-  o.kind = s.sampler == "paper"     ? SamplerKind::paper
-           : s.sampler == "uniform" ? SamplerKind::uniform
-                                    : SamplerKind::minhash;
-  o.seed = static_cast<uint64_t>(s.seed), o.rows = s.rows, o.range = s.range;
-  o.k = s.pairs ? s.pairs : static_cast<int64_t>(s.ratio * static_cast<double>(data.train.labels.count()));
+  Threads threads(s.threads);
+  const int64_t k = s.pairs ? s.pairs : static_cast<int64_t>(s.ratio * data.train.labels.count());
+  const SamplerOptions o{sampler_kind(s.sampler), static_cast<uint64_t>(s.seed), k, s.rows, s.range};
   SampleReport r;
   const auto pairs = sample_pairs(data, {}, o, threads, &r);
   if (!s.out.empty()) {
     OutFile out(s.out);
     for (const DrawnPair& p : pairs) {
-      out.write(data.train.texts.uid(p.query));
-      out.write("\t");
-      out.write(data.labels.uid(p.label));
-      out.write("\n");
+      for (const std::string_view part : {data.train.texts.uid(p.query), std::string_view("\t"),
+                                          data.labels.uid(p.label), std::string_view("\n")})
+        out.write(part);
     }
     out.commit();
   }

@@ -81,34 +81,8 @@ static bool assign(const Option& o, const std::string& word) {
 
 // ---- parsing ----------------------------------------------------------------------------------------------
 
-// Letters that only one of the words has. Blind to their order, which is what typing most often mixes up.
-static size_t letters_apart(std::string a, std::string b) {
-  std::string apart;
-  std::ranges::sort(a);
-  std::ranges::sort(b);
-  std::ranges::set_symmetric_difference(a, b, std::back_inserter(apart));
-  return apart.size();
-}
-
-// "; did you mean NAME?", or nothing when no name is near.
-static std::string suggestion(const std::string& word, const std::vector<std::string>& names) {
-  size_t least = 2 + word.size() / 4;
-  std::string best;
-  for (const std::string& name : names) {
-    const size_t distance = name.starts_with(word) ? 0 : letters_apart(word, name);
-    if (distance < least) least = distance, best = format("; did you mean %s?", name.c_str());
-  }
-  return best;
-}
-
-[[noreturn]] static void fail_unknown(const Command& command, const std::string& word) {
-  std::vector<std::string> names = {"--help"};
-  for (const Option& o : command.options) names.push_back(format("--%s", o.name.c_str()));
-  fail(Exit::usage, "%s is no option of quest %s, or short for several%s; see quest %s --help", word.c_str(),
-       command.name.c_str(), suggestion(word.substr(0, word.find('=')), names).c_str(), command.name.c_str());
-}
-
 std::vector<std::string> parse_options(const Command& command, int argc, char** argv) {
+  const char* name = command.name.c_str();
   constexpr int first = 256;  // getopt's code of the table's first option: above every letter
   std::string letters = ":";
   std::vector<option> table;
@@ -124,19 +98,19 @@ std::vector<std::string> parse_options(const Command& command, int argc, char** 
     const auto at = std::ranges::find_if(command.options, [&](const Option& o) {
       return about && (o.letter == about || &o - command.options.data() == about - first);
     });
-    if (at == command.options.end()) fail_unknown(command, about ? format("-%c", about) : argv[optind - 1]);
+    if (at == command.options.end())
+      fail(Exit::usage, "%s is no option of quest %s, or short for several; see quest %s --help",
+           about ? format("-%c", about).c_str() : argv[optind - 1], name, name);
     const Option& o = *at;
     if (code == '?') fail(Exit::usage, "--%s takes no value; leave out what follows the =", o.name.c_str());
     if (code == ':' || !assign(o, optarg ? optarg : "true"))
       fail(Exit::usage, "--%s: expected %s, found %s; see quest %s --help", o.name.c_str(),
-           expected(o).c_str(), code == ':' ? "nothing" : format("\"%s\"", optarg).c_str(),
-           command.name.c_str());
+           expected(o).c_str(), code == ':' ? "nothing" : format("\"%s\"", optarg).c_str(), name);
   }
   const std::vector<std::string> arguments(argv + optind, argv + argc);
   if (arguments.size() < command.least_arguments || arguments.size() > command.most_arguments)
-    fail(Exit::usage, "quest %s: expected %s, found %zu argument(s); see quest %s --help",
-         command.name.c_str(), command.arguments.empty() ? "options only" : command.arguments.c_str(),
-         arguments.size(), command.name.c_str());
+    fail(Exit::usage, "quest %s: expected %s, found %zu argument(s); see quest %s --help", name,
+         command.arguments.empty() ? "options only" : command.arguments.c_str(), arguments.size(), name);
   return arguments;
 }
 
@@ -247,12 +221,11 @@ static int run_one(std::span<const Command> commands, int argc, char** argv) {
     return help ? print(help_text(*command))
                 : command->run(parse_options(*command, argc - words, argv + words));
   }
-  const std::string word = argv[1];
-  if (word == "--version") return print(format("quest %s\n", quest_version));
-  if (word == "completion") return print(bash_completion(commands));
-  std::vector<std::string> names = {"help", "completion"};
-  for (const Command& c : commands) names.push_back(c.name);
-  fail(Exit::usage, "\"%s\" is no command%s; see quest help", word.c_str(), suggestion(word, names).c_str());
+  if (!strcmp(argv[1], "--version")) return print(format("quest %s\n", quest_version));
+  if (!strcmp(argv[1], "completion")) return print(bash_completion(commands));
+  std::string names;
+  for (const Command& c : commands) names += (names.empty() ? "" : ", ") + c.name;
+  fail(Exit::usage, "\"%s\" is no command; expected %s; see quest help", argv[1], names.c_str());
 }
 
 int run_commands(std::span<const Command> commands, int argc, char** argv) {

@@ -8,9 +8,7 @@
 
 namespace quest {
 
-std::vector<Option> job_options(Settings&);            // the table behind `quest train` and config.json
-Settings read_config(const std::string& folder);       // throws Error(input)
-std::string summary_of(const std::string& result);     // gains, recall, cost of a result.json, for people
-std::string newest_run();                              // of runs/ that has a result; throws Error(usage)
+std::vector<Option> job_options(Settings&);       // the table behind `quest train` and config.json
+Settings read_config(const std::string& folder);  // throws Error(input)
 
 }  // namespace quest

@@ -75,11 +75,9 @@ struct TrainOptions {
 std::string new_run_folder() {
   const time_t now = time(nullptr);
   char stamp[32];
-  tm parts{};
-  localtime_r(&now, &parts);
-  strftime(stamp, sizeof stamp, "%Y%m%d-%H%M%S", &parts);
-  std::string folder = std::string("runs/") + stamp;
-  for (int i = 2; exists(folder); ++i) folder = std::string("runs/") + stamp + "-" + std::to_string(i);
+  strftime(stamp, sizeof stamp, "runs/%Y%m%d-%H%M%S", localtime(&now));
+  std::string folder = stamp;
+  for (int i = 2; exists(folder); ++i) folder = format("%s-%d", stamp, i);
   return folder;
 }
 
@@ -96,10 +94,9 @@ Settings settings_to_resume(const std::string& folder, Settings given) {
           const auto& value = *std::get<Pointer>(from[i].target);
           if (value == *std::get<Pointer>(unset[i].target) || value == *target) return;
           if (free.find(" " + to[i].name + " ") == free.npos)
-            fail(
-                Exit::usage,
-                "--%s: expected the value of %s/config.json, found another; leave it out, or start a new run",
-                to[i].name.c_str(), folder.c_str());
+            fail(Exit::usage,
+                 "--%s: expected the value of %s/config.json, found another; leave it out, or start anew",
+                 to[i].name.c_str(), folder.c_str());
           *target = value;
         },
         to[i].target);
@@ -117,7 +114,7 @@ int train(TrainOptions& o) {
          folder.c_str());
   if (!resumed && o.settings.data.empty() && !o.full) {  // the default job, of a fixed size
     o.settings.job = "debian-titles";
-    if (o.settings.min_positives == 1) o.settings.min_positives = 2;
+    if (o.settings.min_positives == 0) o.settings.min_positives = 2;
     if (o.settings.test_queries == 0) o.settings.test_queries = 1000;
   }
   JsonWriter config;
@@ -126,38 +123,18 @@ int train(TrainOptions& o) {
   if (o.settings.model.empty()) default_model_path();  // fetched while Ctrl-C still ends pip
   Interrupt interrupt;
   fprintf(stderr, "run: %s\n", folder.c_str());
-  std::string table;
-  const std::string result = run_job(o.settings, folder, config.end().text() + "\n", interrupt, table);
+  std::string summary;
+  const std::string result = run_job(o.settings, folder, config.end().text() + "\n", interrupt, summary);
   if (result.empty()) {
     fprintf(stderr, "stopped; go on with: quest train --resume %s\n", folder.c_str());
     return 130;
   }
-  printf("%s", o.json ? result.c_str() : (table + summary_of(result)).c_str());
+  printf("%s", o.json ? result.c_str() : summary.c_str());
   fprintf(stderr, "all results: %s/result.json; try: quest predict \"a text\"\n", folder.c_str());
   return 0;
 }
 
 }  // namespace
-
-std::string summary_of(const std::string& result) {
-  simdjson::dom::parser parser;
-  simdjson::dom::element j;
-  if (parser.parse(result).get(j)) return "";
-  const auto number = [&](const char* path) {
-    double x = 0;
-    return j.at_pointer(path).get(x) ? 0 : x;
-  };
-  std::string out = "\n";
-  for (const char* m : {"P@1", "R@10"}) {
-    const std::string at = std::string("/gain/") + m;
-    out +=
-        format("gain of training in %s: %+.1f, 95%% interval %+.1f to %+.1f\n", m,
-               number((at + "/mean").c_str()), number((at + "/low").c_str()), number((at + "/high").c_str()));
-  }
-  return out + format("HNSW recall %.1f%% at ef %.0f, %.0f queries/s; %.1f TFLOP in %.0f s\n",
-                      number("/hnsw_recall"), number("/hnsw_ef"), number("/seconds/hnsw_queries_per_second"),
-                      number("/tflop/total"), number("/seconds/total"));
-}
 
 Command train_command() {
   const auto o = std::make_shared<TrainOptions>();

@@ -9,7 +9,7 @@ struct Settings {
   // The job.
   std::string job = "own";    // its name, for the record; the default job has a fixed one
   std::string data, model;    // dataset folder and GGUF; empty: the default ones
-  int64_t min_positives = 1;  // a label counts from so many training positives on
+  int64_t min_positives = 0;  // a label counts from so many training positives on
   int64_t test_queries = 0;   // those with the smallest hash of their uid; 0: all
   double ratio = 0;           // share of the pairs that the sampler draws; 0: a quarter, but at least 2,000
   int64_t pairs = 0;          // at most so many; 0: no limit
@@ -25,7 +25,7 @@ struct Settings {
   // Training.
   int64_t epochs = 0, steps = 0;  // epochs 0: so many that there are 100 steps; steps > 0 overrides epochs
   int64_t batch = 64;             // pairs a step
-  double rate = 1e-2, warmup = 0.1, temperature = 0.05, clip = 1, decay = 0;
+  double rate = 2e-2, warmup = 0.1, temperature = 0.05, clip = 1, decay = 0;
   bool symmetric = false;
   int64_t validate_every = 40, patience = 3;
   std::string sampler = "minhash";

@@ -10,24 +10,24 @@ namespace {
 void contrast(const Context& c, const StepBatch& b, View e, View loss, View de) {
   const Ops& op = *c.ops;
   const Type acc = op.accumulator;
-  const int64_t d = e.cols, U = b.query_count, L = b.label_count;
+  const int64_t d = e.cols, U = std::ssize(b.queries), L = std::ssize(b.labels);
   Scratch scope(*c.arena);
-  View u = new_matrix(c, b.count, d, acc), du = new_matrix(c, b.count, d, acc);
+  View u = new_matrix(c, e.rows, d, acc), du = new_matrix(c, e.rows, d, acc);
   View q = new_matrix(c, U, d, acc), dq = new_matrix(c, U, d, acc);
   View l = new_matrix(c, L, d, acc), dl = new_matrix(c, L, d, acc);
   View s = new_matrix(c, U, L, acc), ds = new_matrix(c, U, L, acc);
 
   op.normalize(c, e, b.mean, u);
-  op.gather(c, u, b.queries, q);
-  op.gather(c, u, b.labels, l);
+  op.gather(c, u, b.queries.data(), q);
+  op.gather(c, u, b.labels.data(), l);
   op.similarity(c, q, l, b.temperature, s);
-  op.contrastive(c, s, b.pairs, b.pair_count, b.hidden, b.hidden_queries, loss);
+  op.contrastive(c, s, b.pairs.data(), std::ssize(b.pairs), b.hidden, b.hidden_queries, loss);
 
-  op.contrastive_backward(c, s, b.pairs, b.pair_count, b.hidden, b.hidden_queries, ds);
+  op.contrastive_backward(c, s, b.pairs.data(), std::ssize(b.pairs), b.hidden, b.hidden_queries, ds);
   op.similarity_backward(c, ds, q, l, b.temperature, dq, dl);
   op.zero(c, du);
-  op.gather_backward(c, dl, b.labels, du);
-  op.gather_backward(c, dq, b.queries, du);
+  op.gather_backward(c, dl, b.labels.data(), du);
+  op.gather_backward(c, dq, b.queries.data(), du);
   op.normalize_backward(c, du, e, b.mean, de);
 }
 
@@ -37,7 +37,7 @@ void loss_and_gradient(const Encoder& e, const StepBatch& b, int64_t micro, Keep
                        View dprompt) {
   const Context& c = e.context;
   const Ops& op = *c.ops;
-  const int64_t d = e.model.width, T = b.count;
+  const int64_t d = e.model.width, T = std::ssize(b.texts);
   const bool several = micro < T;
   Scratch scope(*c.arena);
   View embeddings = new_matrix(c, T, d, op.accumulator), de = new_matrix(c, T, d, op.accumulator);
@@ -53,14 +53,14 @@ void loss_and_gradient(const Encoder& e, const StepBatch& b, int64_t micro, Keep
   for (int64_t first = 0; several && first < T; first += each) {
     Scratch pass_scope(*c.arena);
     const int64_t n = first + each < T ? each : T - first;
-    embed_pass(e, with_keys_values(e, b.texts + first, n), n, prefix.own, Keep::nothing,
+    embed_pass(e, with_keys_values(e, b.texts.data() + first, n), n, prefix.own, Keep::nothing,
                rows_of(embeddings, first, n));
   }
   if (several) contrast(c, b, embeddings, loss, de);
   for (int64_t first = 0; first < T; first += each) {
     Scratch pass_scope(*c.arena);
     const int64_t n = first + each < T ? each : T - first;
-    const Pass p = embed_pass(e, with_keys_values(e, b.texts + first, n), n, prefix.own, keep,
+    const Pass p = embed_pass(e, with_keys_values(e, b.texts.data() + first, n), n, prefix.own, keep,
                               rows_of(embeddings, first, n));
     if (!several) contrast(c, b, embeddings, loss, de);
     View dh = new_matrix(c, p.batch.queries, d, op.accumulator);

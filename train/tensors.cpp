@@ -2,6 +2,7 @@
 
 #include <simdjson.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstring>
@@ -13,40 +14,34 @@ namespace quest {
 
 namespace {
 
-[[noreturn]] void damaged(const std::string& path, const std::string& what) {
-  fail(Exit::input, "%s: expected a tensor file, found %s; make the file again", path.c_str(), what.c_str());
+[[noreturn]] void damaged(const MappedFile& file, const std::string& what) {
+  fail(Exit::input, "%s: expected a tensor file, found %s; make the file again", file.path().c_str(),
+       what.c_str());
 }
 
-// One entry of the header: name -> {dtype, shape, data_offsets}. Returns where its data ends.
-uint64_t read_entry(TensorFile& out, std::string_view name, simdjson::dom::element value, uint64_t begin,
+// One entry of the header: name -> {dtype, shape, data_offsets}; the data must begin at `begin`. Returns its
+// end.
+uint64_t read_entry(TensorFile& out, std::string_view name, simdjson::dom::element entry, uint64_t begin,
                     std::string_view data) {
-  const std::string& path = out.file.path();
+  const auto two = [&](const char* key, uint64_t(&to)[2]) {
+    simdjson::dom::array numbers;
+    return !entry[key].get(numbers) && numbers.size() == 2 && !numbers.at(0).get(to[0]) &&
+           !numbers.at(1).get(to[1]);
+  };
   std::string_view type;
-  simdjson::dom::array shape, offsets;
-  uint64_t size[2], at[2];
-  if (value["dtype"].get(type) || type != "F32" || value["shape"].get(shape) || shape.size() != 2 ||
-      value["data_offsets"].get(offsets) || offsets.size() != 2)
-    damaged(path,
-            format("tensor '%s' without dtype F32, two sizes and two offsets", std::string(name).c_str()));
-  for (size_t i = 0; i < 2; ++i)
-    if (shape.at(i).get(size[i]) || offsets.at(i).get(at[i]))
-      damaged(path,
-              format("tensor '%s' with a size or offset that is no whole number", std::string(name).c_str()));
-  const unsigned __int128 bytes = static_cast<unsigned __int128>(size[0]) * size[1] * 4;
-  if (size[0] > 1u << 30 || size[1] > 1u << 30 || at[0] != begin || at[1] < at[0] || at[1] > data.size() ||
-      bytes != at[1] - at[0])
-    damaged(path, format("tensor '%s' of %llu x %llu numbers at bytes %llu to %llu of %zu",
-                         std::string(name).c_str(), static_cast<unsigned long long>(size[0]),
-                         static_cast<unsigned long long>(size[1]), static_cast<unsigned long long>(at[0]),
-                         static_cast<unsigned long long>(at[1]), data.size()));
-  const auto rows = static_cast<int64_t>(size[0]), cols = static_cast<int64_t>(size[1]);
+  uint64_t shape[2], at[2];
+  const bool read =
+      !entry["dtype"].get(type) && type == "F32" && two("shape", shape) && two("data_offsets", at);
+  if (!read || shape[0] > 1u << 30 || shape[1] > 1u << 30 || at[0] != begin || at[1] < begin ||
+      at[1] > data.size() || shape[0] * shape[1] != (at[1] - begin) / 4 || (at[1] - begin) % 4)
+    damaged(out.file, format("tensor '%s' that is no F32 matrix of two sizes at bytes %lu to at most %zu",
+                             std::string(name).c_str(), begin, data.size()));
   const auto* numbers = reinterpret_cast<const float*>(data.data() + begin);
-  for (int64_t i = 0; i < rows * cols; ++i)
-    if (!std::isfinite(numbers[i]))
-      damaged(path, format("tensor '%s' with a number that is not finite", std::string(name).c_str()));
-  const View view{const_cast<float*>(numbers), Type::f32, rows, cols, cols};
-  if (!out.tensors.emplace(name, view).second)
-    damaged(path, format("two tensors '%s'", std::string(name).c_str()));
+  if (!std::all_of(numbers, numbers + shape[0] * shape[1], [](float x) { return std::isfinite(x); }))
+    damaged(out.file, format("tensor '%s' with a number that is not finite", std::string(name).c_str()));
+  const int64_t rows = shape[0], cols = shape[1];
+  if (!out.tensors.emplace(name, View{const_cast<float*>(numbers), Type::f32, rows, cols, cols}).second)
+    damaged(out.file, format("two tensors '%s'", std::string(name).c_str()));
   return at[1];
 }
 
@@ -54,19 +49,18 @@ uint64_t read_entry(TensorFile& out, std::string_view name, simdjson::dom::eleme
 
 View TensorFile::matrix(const std::string& name, int64_t rows, int64_t cols) const {
   const auto found = tensors.find(name);
-  if (found == tensors.end()) damaged(file.path(), format("no tensor '%s'", name.c_str()));
+  if (found == tensors.end()) damaged(file, format("no tensor '%s'", name.c_str()));
   const View v = found->second;
-  if ((rows >= 0 && v.rows != rows) || (cols >= 0 && v.cols != cols))
+  if (v.rows != rows || v.cols != cols)
     fail(Exit::input,
-         "%s: expected tensor '%s' of %lld x %lld, found %lld x %lld; it belongs to another model or run",
-         file.path().c_str(), name.c_str(), static_cast<long long>(rows), static_cast<long long>(cols),
-         static_cast<long long>(v.rows), static_cast<long long>(v.cols));
+         "%s: expected tensor '%s' of %ld x %ld, found %ld x %ld; it belongs to another model or run",
+         file.path().c_str(), name.c_str(), rows, cols, v.rows, v.cols);
   return v;
 }
 
 const std::string& TensorFile::text(const std::string& name) const {
   const auto found = metadata.find(name);
-  if (found == metadata.end()) damaged(file.path(), format("no '%s' in __metadata__", name.c_str()));
+  if (found == metadata.end()) damaged(file, format("no '%s' in __metadata__", name.c_str()));
   return found->second;
 }
 
@@ -75,8 +69,14 @@ double TensorFile::number(const std::string& name) const {
   double x = NAN;
   const auto [end, error] = std::from_chars(s.data(), s.data() + s.size(), x);
   if (error != std::errc() || end != s.data() + s.size() || !std::isfinite(x))
-    damaged(file.path(), format("'%s' in __metadata__ is '%s', no number", name.c_str(), s.c_str()));
+    damaged(file, format("'%s' in __metadata__ is '%s', no number", name.c_str(), s.c_str()));
   return x;
+}
+
+void TensorFile::expect(const std::string& name, const std::string& value, const char* advice) const {
+  if (text(name) != value)
+    fail(Exit::input, "%s: expected %s %s, found %s; %s", file.path().c_str(), name.c_str(),
+         text(name).c_str(), value.c_str(), advice);
 }
 
 void write_tensors(const std::string& path, const TensorFile& contents) {
@@ -86,18 +86,16 @@ void write_tensors(const std::string& path, const TensorFile& contents) {
   json.end();
   int64_t at = 0;
   for (const auto& [name, v] : contents.tensors) {
-    const int64_t end = at + v.rows * v.cols * 4;
     json.key(name).object().field("dtype", "F32").key("shape").array().value(v.rows).value(v.cols).end();
-    json.key("data_offsets").array().value(at).value(end).end().end();
-    at = end;
+    json.key("data_offsets").array().value(at);
+    json.value(at += v.rows * v.cols * 4).end().end();
   }
   std::string header = json.end().text();
   header.append((8 - header.size() % 8) % 8, ' ');
   OutFile out(path);
-  out.put(static_cast<uint64_t>(header.size()));
+  out.put(uint64_t{header.size()});
   out.write(header);
-  for (const auto& [name, v] : contents.tensors)
-    for (int64_t i = 0; i < v.rows; ++i) out.write(row_pointer(v, i), static_cast<size_t>(v.cols) * 4);
+  for (const auto& [name, v] : contents.tensors) out.write(v.data, v.rows * v.cols * 4);
   out.commit();
 }
 
@@ -105,31 +103,25 @@ TensorFile read_tensors(const std::string& path) {
   TensorFile out;
   out.file = MappedFile(path);
   const std::string_view bytes = out.file.text();
-  uint64_t length = 0;
+  uint64_t length = 0, end = 0;
   if (bytes.size() >= 8) memcpy(&length, bytes.data(), 8);
   if (bytes.size() < 8 || length > bytes.size() - 8 || length % 8)
-    damaged(path,
-            format("%zu bytes with a header of %llu", bytes.size(), static_cast<unsigned long long>(length)));
+    damaged(out.file, format("%zu bytes with a header of %lu", bytes.size(), length));
   simdjson::dom::parser parser;
-  simdjson::dom::object header;
-  if (parser.parse(bytes.data() + 8, length, true).get(header)) damaged(path, "a header that is not JSON");
+  simdjson::dom::object header, strings;
+  if (parser.parse(bytes.data() + 8, length, true).get(header))
+    damaged(out.file, "a header that is not JSON");
   const std::string_view data = bytes.substr(8 + length);
-  uint64_t end = 0;
-  for (const auto& [name, value] : header) {
-    if (name != "__metadata__") {
-      end = read_entry(out, name, value, end, data);
-      continue;
-    }
-    simdjson::dom::object strings;
-    if (value.get(strings)) damaged(path, "a __metadata__ that is no object");
-    for (const auto& [key, text] : strings) {
-      std::string_view s;
-      if (text.get(s)) damaged(path, "a __metadata__ entry that is no string");
-      out.metadata.emplace(key, s);
-    }
+  for (const auto& [name, value] : header)
+    if (name != "__metadata__") end = read_entry(out, name, value, end, data);
+  if (header["__metadata__"].get(strings)) damaged(out.file, "no object __metadata__");
+  for (const auto& [key, value] : strings) {
+    std::string_view text;
+    if (value.get(text)) damaged(out.file, "a __metadata__ entry that is no string");
+    out.metadata.emplace(key, text);
   }
   if (end != data.size())
-    damaged(path, format("%zu bytes of data behind the last tensor", data.size() - end));
+    damaged(out.file, format("%zu bytes of data behind the last tensor", data.size() - end));
   return out;
 }
 

@@ -1,5 +1,8 @@
 // Errors: one sentence with file, place, expected, found, and what to do; the code is the exit status.
 #pragma once
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 
@@ -12,10 +15,30 @@ struct Error : std::runtime_error {
   Error(Exit c, const std::string& sentence) : std::runtime_error(sentence), code(c) {}
 };
 
-// printf-style; throws Error. main() prints the sentence to stderr and exits with the code.
-[[noreturn]] void fail(Exit code, const char* format, ...) __attribute__((format(printf, 2, 3)));
+inline std::string vformat(const char* format, va_list arguments) {
+  char* text = nullptr;
+  if (vasprintf(&text, format, arguments) < 0) abort();  // no memory left for one sentence
+  const std::string s = text;
+  free(text);
+  return s;
+}
 
 // printf into a string.
-std::string format(const char* format, ...) __attribute__((format(printf, 1, 2)));
+[[gnu::format(printf, 1, 2)]] inline std::string format(const char* format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  const std::string s = vformat(format, arguments);
+  va_end(arguments);
+  return s;
+}
+
+// printf-style; throws Error. main() prints the sentence to stderr and exits with the code.
+[[noreturn, gnu::format(printf, 2, 3)]] inline void fail(Exit code, const char* format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  const std::string s = vformat(format, arguments);
+  va_end(arguments);
+  throw Error(code, s);
+}
 
 }  // namespace quest

@@ -7,9 +7,6 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
-#include <utility>
-
-#include "kernels/base/error.h"
 
 namespace quest {
 
@@ -24,63 +21,42 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
          why ? why.message().c_str() : strerror(errno));
   void* map = size_ ? mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0) : nullptr;
   close(fd);
-  if (map == MAP_FAILED)
-    fail(Exit::machine, "%s: cannot map %zu bytes: %s", path.c_str(), size_, strerror(errno));
+  if (map == MAP_FAILED) fail(Exit::machine, "%s: cannot map %zu bytes: %m", path.c_str(), size_);
   data_.reset(static_cast<const std::byte*>(map), [map, n = size_](auto*) { munmap(map, n); });
 }
 
-void MappedFile::require_multiple(size_t element) const {
-  if (size_ % element)
-    fail(Exit::input, "%s: expected a multiple of %zu bytes, found %zu; the file is damaged, make it again",
-         path_.c_str(), element, size_);
-}
-
 [[noreturn]] static void fail_write(const std::string& path, const char* what) {
-  fail(Exit::machine, "%s: %s failed: %s; free space or choose another folder, then run again", path.c_str(),
-       what, strerror(errno));
+  fail(Exit::machine, "%s: %s failed: %m; free space or choose another folder, then run again", path.c_str(),
+       what);
 }
 
-static void sync_folder(const std::string& path) {
-  const int fd = open(path.empty() ? "." : path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  const int result = fd < 0 ? -1 : fsync(fd);
+static void sync(const std::string& path) {  // a file or a folder
+  const int fd = open(path.empty() ? "." : path.c_str(), O_RDONLY | O_CLOEXEC);
+  const bool done = fd >= 0 && fsync(fd) == 0;
   if (fd >= 0) close(fd);
-  if (result != 0) fail_write(path, "fsync of the folder");
+  if (!done) fail_write(path, "fsync");
 }
 
-static void rename_synced(const std::string& from, const std::string& to) {
+static void move_synced(const std::string& from, const std::string& to) {
+  sync(from);
   if (rename(from.c_str(), to.c_str()) != 0) fail_write(to, "rename");
-  sync_folder(fs::path(to).parent_path());
+  sync(fs::path(to).parent_path());
 }
 
-OutFile::OutFile(const std::string& path) : path_(path), temporary_(path + ".tmp") {
-  fd_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (fd_ < 0) fail_write(temporary_, "opening for writing");
+OutFile::OutFile(const std::string& path)
+    : path_(path), temporary_(path + ".tmp"), out_(temporary_, std::ios::binary) {
+  if (!out_) fail_write(temporary_, "opening for writing");
 }
 
-OutFile::~OutFile() {
-  close(fd_);
-  unlink(temporary_.c_str());  // nothing, after commit()
-}
+OutFile::~OutFile() { unlink(temporary_.c_str()); }  // nothing, after commit()
 
 void OutFile::write(const void* bytes, size_t count) {
-  buffer_.append(static_cast<const char*>(bytes), count);
-  if (buffer_.size() >= (1u << 14)) flush();  // small: an import holds a dozen of these
-}
-
-void OutFile::flush() {
-  for (size_t done = 0; done < buffer_.size();) {
-    const ssize_t n = ::write(fd_, buffer_.data() + done, buffer_.size() - done);
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) fail_write(temporary_, "write");
-    done += static_cast<size_t>(n);
-  }
-  buffer_.clear();
+  if (!out_.write(static_cast<const char*>(bytes), count)) fail_write(temporary_, "write");
 }
 
 void OutFile::commit() {
-  flush();
-  if (fsync(fd_) != 0) fail_write(temporary_, "fsync");
-  rename_synced(temporary_, path_);
+  if (!out_.flush()) fail_write(temporary_, "write");
+  move_synced(temporary_, path_);
 }
 
 void write_file(const std::string& path, std::string_view text) {
@@ -114,9 +90,6 @@ OutFolder::~OutFolder() {
   fs::remove_all(temporary_, ignored);
 }
 
-void OutFolder::commit() {
-  sync_folder(temporary_);
-  rename_synced(temporary_, path_);
-}
+void OutFolder::commit() { move_synced(temporary_, path_); }
 
 }  // namespace quest

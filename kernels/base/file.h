@@ -3,10 +3,13 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <fstream>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
+
+#include "kernels/base/error.h"
 
 namespace quest {
 
@@ -24,12 +27,13 @@ class MappedFile {
   // The whole file as an array of T; throws Error(input) unless its size is a multiple of sizeof(T).
   template <class T>
   std::span<const T> array() const {
-    require_multiple(sizeof(T));
+    if (size_ % sizeof(T))
+      fail(Exit::input, "%s: expected a multiple of %zu bytes, found %zu; the file is damaged, make it again",
+           path_.c_str(), sizeof(T), size_);
     return {reinterpret_cast<const T*>(data()), size_ / sizeof(T)};
   }
 
  private:
-  void require_multiple(size_t element) const;
   std::shared_ptr<const std::byte> data_;
   size_t size_ = 0;
   std::string path_;
@@ -44,16 +48,12 @@ class OutFile {
   ~OutFile();
   void write(const void* bytes, size_t count);
   void write(std::string_view text) { write(text.data(), text.size()); }
-  template <class T>
-  void put(const T& value) {
-    write(&value, sizeof value);
-  }
+  void put(const auto& value) { write(&value, sizeof value); }
   void commit();
 
  private:
-  void flush();
-  std::string path_, temporary_, buffer_;
-  int fd_ = -1;
+  std::string path_, temporary_;
+  std::ofstream out_;
 };
 
 void write_file(const std::string& path, std::string_view text);  // OutFile in one call

@@ -1,37 +1,58 @@
 // A fixed pool of threads. Work items are independent and write to places of their own, so the result does
 // not depend on how many threads there are or on who takes which item.
 #pragma once
+#include <sched.h>
+
+#include <atomic>
+#include <barrier>
 #include <cstdint>
-#include <memory>
-#include <type_traits>
+#include <functional>
+#include <thread>
+#include <vector>
 
 namespace quest {
 
 class Threads {
  public:
-  explicit Threads(int count);  // count <= 0: as many as this process may run on
+  explicit Threads(int count) : count_(count > 0 ? count : allowed_cpus()), gate_(count_) {
+    for (int t = 1; t < count_; ++t)
+      workers_.emplace_back([this, t] {
+        while (gate_.arrive_and_wait(), work_) {
+          work_(t);
+          gate_.arrive_and_wait();
+        }
+      });
+  }
   Threads(Threads&&) = delete;
-  ~Threads();
+  ~Threads() {
+    work_ = nullptr;  // the threads end
+    gate_.arrive_and_wait();
+  }
 
   int count() const { return count_; }
 
   // Calls f(item, thread) for every item in [0, items); returns when all are done. f must not throw.
-  template <class F>
-  void each(int64_t items, F&& f) {
-    using G = std::remove_reference_t<F>;
-    run(
-        items, [](void* g, int64_t item, int thread) { (*static_cast<G*>(g))(item, thread); },
-        const_cast<std::remove_const_t<G>*>(&f));
+  void each(int64_t items, auto&& f) {
+    std::atomic<int64_t> next = 0;
+    const auto work = [&](int thread) {
+      for (int64_t item; (item = next++) < items;) f(item, thread);
+    };
+    if (items <= 1) return work(0);  // not worth waking the others
+    work_ = std::ref(work);
+    gate_.arrive_and_wait();
+    work(0);
+    gate_.arrive_and_wait();
   }
 
  private:
-  using Call = void (*)(void*, int64_t, int);
-  void begin(int64_t items, Call call, void* argument);
-  void run(int64_t items, Call call, void* argument);
-  void take(int thread);
-  struct State;
-  std::unique_ptr<State> state_;
+  static int allowed_cpus() {  // that this process may run on
+    cpu_set_t set;
+    return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+  }
   int count_;
+  std::barrier<> gate_;            // passed twice by all: before the work and after it
+  std::function<void(int)> work_;  // of one thread
+  std::vector<std::jthread> workers_;
 };
 
 }  // namespace quest

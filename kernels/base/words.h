@@ -29,20 +29,14 @@ inline void append_utf8(std::string& out, int32_t code_point) {
   out.append(reinterpret_cast<const char*>(bytes), n);
 }
 
-inline bool is_word_character(int32_t c) {
-  if (c == '_') return true;
-  const auto category = utf8proc_category(c);
-  return category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_NO;
-}
-
 // Calls f(std::string_view word) for every maximal run of word characters, lower-cased one by one.
 // `word` is scratch that the caller keeps, so that nothing is allocated per word.
-template <class F>
-void each_word(std::string_view text, std::string& word, F&& f) {
+inline void each_word(std::string_view text, std::string& word, auto&& f) {
   word.clear();
   for (size_t at = 0; at < text.size();) {
     const int32_t c = next_code_point(text, at);
-    if (c >= 0 && is_word_character(c))
+    const auto category = utf8proc_category(c);
+    if (c == '_' || (c >= 0 && category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_NO))
       append_utf8(word, utf8proc_tolower(c));
     else if (!word.empty())
       f(std::string_view(word)), word.clear();

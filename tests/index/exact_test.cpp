@@ -35,7 +35,7 @@ TEST(Exact, EqualsASortedScanAtAwkwardSizes) {
         for (const int64_t k : {1, 3, 100}) {
           const auto q = random_vectors(queries, width, 3), l = random_vectors(labels, width, 4);
           const Vectors left{q.data(), queries, width}, right{l.data(), labels, width};
-          const Ranked lists = exact_top_k(left, right, {}, k, threads);
+          const Ranked lists = exact_top_k(left, right, k, threads);
           ASSERT_EQ(lists.queries, queries);
           ASSERT_EQ(lists.k, k);
           for (int64_t i = 0; i < queries; ++i) {
@@ -52,21 +52,18 @@ TEST(Exact, EqualsASortedScanAtAwkwardSizes) {
         }
 }
 
-TEST(Exact, TiesGoToTheLowerLabelAndOnlyAllowedOnesStand) {
+TEST(Exact, TiesGoToTheLowerLabel) {
   Threads threads(1);
   const std::vector<float> query = {1}, labels = {2, 3, 3, 1, 3, 2};
-  EXPECT_EQ(exact_top_k({query.data(), 1, 1}, {labels.data(), 6, 1}, {}, 4, threads).ids,
+  EXPECT_EQ(exact_top_k({query.data(), 1, 1}, {labels.data(), 6, 1}, 4, threads).ids,
             (std::vector<int32_t>{1, 2, 4, 0}));
-  const std::vector<uint8_t> allowed = {1, 0, 1, 1, 0, 1};
-  EXPECT_EQ(exact_top_k({query.data(), 1, 1}, {labels.data(), 6, 1}, allowed, 5, threads).ids,
-            (std::vector<int32_t>{2, 0, 5, 3, -1}));
 }
 
 TEST(Exact, NanIsNeverRanked) {
   Threads threads(1);
   const float nan = std::numeric_limits<float>::quiet_NaN();
   const std::vector<float> queries = {1, 0, nan, 0}, labels = {nan, 1, 0.5f, 0, 0.7f, nan, 0.1f, 0};
-  const Ranked lists = exact_top_k({queries.data(), 2, 2}, {labels.data(), 4, 2}, {}, 3, threads);
+  const Ranked lists = exact_top_k({queries.data(), 2, 2}, {labels.data(), 4, 2}, 3, threads);
   EXPECT_EQ(lists.ids, (std::vector<int32_t>{1, 3, -1, -1, -1, -1}));
   for (const float s : lists.scores) EXPECT_TRUE(std::isfinite(s));
 }
@@ -75,12 +72,12 @@ TEST(Exact, ThreadsChangeNothingAcrossReports) {
   const int64_t n = 1024 + 40, m = 70, width = 19;  // more than one report
   const auto q = random_vectors(n, width, 5), l = random_vectors(m, width, 6);
   Threads one(1), seven(7);
-  const Ranked a = exact_top_k({q.data(), n, width}, {l.data(), m, width}, {}, 9, one);
-  const Ranked b = exact_top_k({q.data(), n, width}, {l.data(), m, width}, {}, 9, seven);
+  const Ranked a = exact_top_k({q.data(), n, width}, {l.data(), m, width}, 9, one);
+  const Ranked b = exact_top_k({q.data(), n, width}, {l.data(), m, width}, 9, seven);
   EXPECT_EQ(a.ids, b.ids);
   EXPECT_EQ(a.scores, b.scores);
   EXPECT_EQ(std::count(a.ids.begin(), a.ids.end(), -1), 0);
-  EXPECT_THROW(exact_top_k({q.data(), n, width}, {l.data(), m, width - 1}, {}, 9, one), Error);
+  EXPECT_THROW(exact_top_k({q.data(), n, width}, {l.data(), m, width - 1}, 9, one), Error);
 }
 
 }  // namespace

@@ -51,7 +51,7 @@ class HnswTest : public testing::Test {
   Exit load_changed(const Change& change, bool rehash = true) {
     const std::string file = path("changed");
     if (graph_.empty()) {
-      Hnsw(vectors(labels_), {}).save(file);
+      Hnsw(vectors(labels_)).save(file);
       graph_ = read_file(file);
       sidecar_ = read_file(file + ".meta");
     }
@@ -83,8 +83,8 @@ void put(std::string& bytes, size_t at, T value) {
 }
 
 TEST_F(HnswTest, FindsWhatTheExactScanFinds) {
-  const Hnsw index(vectors(labels_), {});
-  const Ranked exact = exact_top_k(vectors(queries_), vectors(labels_), {}, 10, threads_);
+  const Hnsw index(vectors(labels_));
+  const Ranked exact = exact_top_k(vectors(queries_), vectors(labels_), 10, threads_);
   const Ranked found = index.search(vectors(queries_), 10, threads_);
   const double recall = list_recall(found, exact);
   EXPECT_TRUE(recall >= 95) << recall;
@@ -104,13 +104,13 @@ TEST_F(HnswTest, FindsWhatTheExactScanFinds) {
   EXPECT_EQ(found.ids, again.ids);
   EXPECT_EQ(found.scores, again.scores);
   EXPECT_EQ(list_recall(index.search(vectors(queries_), 200, threads_),  // more than ef
-                        exact_top_k(vectors(queries_), vectors(labels_), {}, 200, threads_)) >= 95, true);
+                        exact_top_k(vectors(queries_), vectors(labels_), 200, threads_)) >= 95, true);
 }
 
 TEST_F(HnswTest, TwoBuildsAreIdenticalAndLoadAsSaved) {
-  const Hnsw built(vectors(labels_), {});
+  const Hnsw built(vectors(labels_));
   built.save(path("a"));
-  Hnsw(vectors(labels_), {}).save(path("b"));
+  Hnsw(vectors(labels_)).save(path("b"));
   EXPECT_EQ(read_file(path("a")), read_file(path("b")));
   EXPECT_EQ(read_file(path("a.meta")), read_file(path("b.meta")));
   const Hnsw loaded(path("a"), count, width);
@@ -123,24 +123,13 @@ TEST_F(HnswTest, TwoBuildsAreIdenticalAndLoadAsSaved) {
   EXPECT_EQ(read_file(path("a.meta")), read_file(path("c.meta")));
 }
 
-TEST_F(HnswTest, HoldsOnlyAllowedLabels) {
-  std::vector<uint8_t> allowed(count);
-  for (int64_t l = 0; l < count; l += 3) allowed[l] = 1;
-  Hnsw(vectors(labels_), allowed).save(path("some"));
-  const Ranked found = Hnsw(path("some"), count, width).search(vectors(queries_), 10, threads_);
-  for (const int32_t id : found.ids) EXPECT_TRUE(id >= 0 && id % 3 == 0) << id;
-  const double recall =
-      list_recall(found, exact_top_k(vectors(queries_), vectors(labels_), allowed, 10, threads_));
-  EXPECT_TRUE(recall >= 95) << recall;
-}
-
 TEST_F(HnswTest, NoneAndFewLabelsAndNan) {
-  Hnsw(Vectors{nullptr, 0, width}, {}).save(path("none"));
+  Hnsw(Vectors{nullptr, 0, width}).save(path("none"));
   const Ranked none = Hnsw(path("none"), 0, width).search(vectors(queries_), 3, threads_);
   for (const int32_t id : none.ids) EXPECT_EQ(id, -1);
   std::vector<float> few(labels_.begin(), labels_.begin() + 3 * width);
   few[width] = std::numeric_limits<float>::quiet_NaN();
-  const Ranked found = Hnsw(vectors(few), {}).search(vectors(queries_), 3, threads_);
+  const Ranked found = Hnsw(vectors(few)).search(vectors(queries_), 3, threads_);
   for (int64_t q = 0; q < queries; ++q) {
     const std::vector<int32_t> ids(found.row(q).begin(), found.row(q).end());
     EXPECT_TRUE(ids == (std::vector<int32_t>{0, 2, -1}) || ids == (std::vector<int32_t>{2, 0, -1}));
@@ -148,7 +137,7 @@ TEST_F(HnswTest, NoneAndFewLabelsAndNan) {
 }
 
 TEST_F(HnswTest, RefusesOtherWidthsAndLabels) {
-  const Hnsw index(vectors(labels_), {});
+  const Hnsw index(vectors(labels_));
   index.save(path("index"));
   EXPECT_THROW(Hnsw(path("index"), count, width + 1), Error);
   EXPECT_THROW(Hnsw(path("index"), count + 1, width), Error);
@@ -212,7 +201,7 @@ TEST_F(HnswTest, RefusesALinkAboveItsElementsLevel) {
 }
 
 TEST_F(HnswTest, ReportsWhatItCannotWrite) {
-  const Hnsw index(vectors(labels_), {});
+  const Hnsw index(vectors(labels_));
   try {
     index.save(path("no/such/folder"));
     FAIL() << "saved";

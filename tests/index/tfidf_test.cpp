@@ -40,7 +40,7 @@ TEST(Tfidf, ByHand) {
   Tfidf tfidf(text_of(queries), training.rows(), text_of(labels), 3);
   Threads threads(1);
   const Texts test = {"apple unknown plum"};
-  const auto lists = tfidf.rank(text_of(test), 1, {}, {}, 3, threads);
+  const auto lists = tfidf.rank(text_of(test), 1, {}, 3, threads);
   // Five texts: apple in 2, pear in 3, plum in 2; "rare" stands in one and is no word.
   const double two = std::log(6.0 / 3) + 1, three = std::log(6.0 / 4) + 1, twice = 1 + std::log(2.0);
   const double q = 1 / std::sqrt(2.0);  // both words of the query weigh the same
@@ -140,7 +140,7 @@ void expect_list(const Ranked& lists, int64_t query, std::vector<std::pair<doubl
   }
 }
 
-TEST(Tfidf, EqualsTheFormulasWithFilters) {
+TEST(Tfidf, EqualsTheFormulasWithoutOwnLabels) {
   const int labels = 45, k = 12;
   const Texts queries = random_texts(130, 1), tests = random_texts(20, 3);
   const Texts label_texts = random_texts(labels, 2);
@@ -152,13 +152,11 @@ TEST(Tfidf, EqualsTheFormulasWithFilters) {
     training.add({some.begin(), some.end()});
   }
   std::vector<int32_t> own;
-  std::vector<uint8_t> allowed;
   for (size_t i = 0; i < tests.size(); ++i)
     own.push_back(i % 4 ? int32_t(random_bits(5, i, 0) % labels) : -1);
-  for (int l = 0; l < labels; ++l) allowed.push_back(l % 7 != 3);
   Tfidf tfidf(text_of(queries), training.rows(), text_of(label_texts), labels);
   Threads threads(2);
-  const auto lists = tfidf.rank(text_of(tests), static_cast<int64_t>(tests.size()), own, allowed, k, threads);
+  const auto lists = tfidf.rank(text_of(tests), static_cast<int64_t>(tests.size()), own, k, threads);
 
   Naive naive;
   naive.fit(queries);
@@ -186,7 +184,7 @@ TEST(Tfidf, EqualsTheFormulasWithFilters) {
     for (int m = 0; m < 3; ++m) {
       std::vector<std::pair<double, int32_t>> expected;
       for (int l = 0; l < labels; ++l)
-        if (score[m][l] > 0 && allowed[l] && own[t] != l) expected.push_back({score[m][l], l});
+        if (score[m][l] > 0 && own[t] != l) expected.push_back({score[m][l], l});
       expect_list(lists[m], static_cast<int64_t>(t), expected, Tfidf::names[m]);
       for (const int32_t id : lists[m].row(static_cast<int64_t>(t)))
         if (id >= 0) listed.insert(id);
@@ -209,9 +207,9 @@ TEST(Tfidf, ThreadsAndReportsChangeNothing) {
   for (int32_t i = 0; i < 90; ++i) training.add({i % 30});
   Tfidf tfidf(text_of(queries), training.rows(), text_of(labels), 30);
   Threads one(1), seven(7);
-  const auto a = tfidf.rank(text_of(tests), 1030, {}, {}, 5, one);
-  const auto b = tfidf.rank(text_of(tests), 1030, {}, {}, 5, seven);
-  const auto last = tfidf.rank([&](int64_t) { return tests[1029]; }, 1, {}, {}, 5, one);
+  const auto a = tfidf.rank(text_of(tests), 1030, {}, 5, one);
+  const auto b = tfidf.rank(text_of(tests), 1030, {}, 5, seven);
+  const auto last = tfidf.rank([&](int64_t) { return tests[1029]; }, 1, {}, 5, one);
   for (int m = 0; m < 4; ++m) {
     EXPECT_EQ(a[m].ids, b[m].ids);
     EXPECT_EQ(a[m].scores, b[m].scores);
@@ -227,7 +225,7 @@ TEST(Tfidf, EmptyTextsAndNothingToLearn) {
   Tfidf tfidf(text_of(queries), training.rows(), text_of(labels), 3);
   Threads threads(1);
   const Texts tests = {"", "a", "zebra"};
-  const auto lists = tfidf.rank(text_of(tests), 3, {}, {}, 2, threads);
+  const auto lists = tfidf.rank(text_of(tests), 3, {}, 2, threads);
   EXPECT_EQ(lists[0].ids, (std::vector<int32_t>{-1, -1, 1, -1, -1, -1}));
   EXPECT_EQ(lists[1].ids, std::vector<int32_t>(6, -1));
   for (const auto& l : lists)
@@ -272,7 +270,7 @@ TEST(Tfidf, EqualsScikitLearnOnFoldoc) {
   const auto label_count = static_cast<int64_t>(labels.texts.size());
   Tfidf tfidf(text_of(train.texts), train.labels.rows(), text_of(labels.texts), label_count);
   Threads threads(2);
-  const auto lists = tfidf.rank(text_of(test.texts), static_cast<int64_t>(own.size()), own, {}, 100, threads);
+  const auto lists = tfidf.rank(text_of(test.texts), static_cast<int64_t>(own.size()), own, 100, threads);
   const double expected[3][5] = {{43.9, 30.1, 23.9, 46.5, 77.0}, {58.1, 43.0, 34.4, 67.5, 84.1},
                                  {56.3, 36.9, 28.9, 55.7, 79.4}};
   const size_t shown[5] = {0, 1, 2, 6, 7};

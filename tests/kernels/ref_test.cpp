@@ -6,8 +6,6 @@ namespace {
 
 constexpr Type D = Type::ref_double, C = Type::ref_complex;
 
-Context no_context() { return {nullptr, nullptr, nullptr}; }
-
 // sum of y * weights, the scalar whose gradient is taken
 Complex project(Matrix& y, Matrix& weights) {
   Complex sum = 0;
@@ -29,52 +27,52 @@ Matrix step(Matrix& x, Matrix& dy, const Op& op) {
 
 TEST(Ref, Rows) {
   Random r(1);
-  const auto c = no_context();
   Matrix prompt = Matrix(3, 5, D).random(r), dx = Matrix(12, 5, D).random(r),
          dprompt = Matrix(3, 5, D).fill(0);
-  ref::repeat_backward<double>(c, dx.view(), dprompt.view());
+  ref::Over<double>::repeat_backward(dx.view(), dprompt.view());
   expect_gradient(
-      dprompt, step(prompt, dx, [&](Matrix& p, Matrix& x) { ref::repeat<Complex>(c, p.view(), x.view()); }),
+      dprompt,
+      step(prompt, dx, [&](Matrix& p, Matrix& x) { ref::Over<Complex>::repeat(p.view(), x.view()); }),
       "repeat");
   const int32_t rows[] = {2, 0, 2, 1};
   Matrix x = Matrix(3, 5, D).random(r), dy = Matrix(4, 5, D).random(r), dg = Matrix(3, 5, D).fill(0);
-  ref::gather_backward<double>(c, dy.view(), rows, dg.view());
+  ref::Over<double>::gather_backward(dy.view(), rows, dg.view());
   expect_gradient(
-      dg, step(x, dy, [&](Matrix& a, Matrix& y) { ref::gather<Complex>(c, a.view(), rows, y.view()); }),
+      dg, step(x, dy, [&](Matrix& a, Matrix& y) { ref::Over<Complex>::gather(a.view(), rows, y.view()); }),
       "gather");
 }
 
 TEST(Ref, RmsNorm) {
   Random r(2);
-  const auto c = no_context();
   Matrix w = Matrix(1, 7, Type::f32).random(r), x = Matrix(4, 7, D).random(r), dy = Matrix(4, 7, D).random(r);
   Matrix dx = Matrix(4, 7, D).fill(0);
-  const auto op = [&](Matrix& a, Matrix& y) { ref::rmsnorm<Complex>(c, a.view(), w.view(), 1e-2, y.view()); };
-  ref::rmsnorm_backward<double>(c, dy.view(), x.view(), w.view(), 1e-2, dx.view());
+  const auto op = [&](Matrix& a, Matrix& y) {
+    ref::Over<Complex>::rmsnorm(a.view(), w.view(), 1e-2, y.view());
+  };
+  ref::Over<double>::rmsnorm_backward(dy.view(), x.view(), w.view(), 1e-2, dx.view());
   expect_gradient(dx, step(x, dy, op), "rmsnorm");
   Matrix twice = dx;
-  ref::rmsnorm_backward<double>(c, dy.view(), x.view(), w.view(), 1e-2, twice.view());
+  ref::Over<double>::rmsnorm_backward(dy.view(), x.view(), w.view(), 1e-2, twice.view());
   for (int64_t j = 0; j < 7; ++j)
     EXPECT_DOUBLE_EQ(twice.at(1, j), 2 * dx.at(1, j)) << "dx is added to, not set";
 }
 
 TEST(Ref, Matmul) {
   Random r(3);
-  const auto c = no_context();
   Matrix w = Matrix(5, 7, Type::f32, 0).random(r), x = Matrix(3, 7, D).random(r),
          dy = Matrix(3, 5, D).random(r);
   Matrix dx(3, 7, D);
-  ref::matmul_backward<double>(c, dy.view(), w.view(), dx.view(), Into::set);
-  expect_gradient(
-      dx,
-      step(x, dy,
-           [&](Matrix& a, Matrix& y) { ref::matmul<Complex>(c, a.view(), w.view(), y.view(), Into::set); }),
-      "matmul");
+  ref::Over<double>::matmul_backward(dy.view(), w.view(), dx.view(), Into::set);
+  expect_gradient(dx,
+                  step(x, dy,
+                       [&](Matrix& a, Matrix& y) {
+                         ref::Over<Complex>::matmul(a.view(), w.view(), y.view(), Into::set);
+                       }),
+                  "matmul");
 }
 
 TEST(Ref, Rope) {
   Random r(4);
-  const auto c = no_context();
   Matrix turns(6, 4, Type::f32), x = Matrix(3, 8, D).random(r), dy = Matrix(3, 8, D).random(r), dx(3, 8, D);
   for (int64_t p = 0; p < 6; ++p)
     for (int64_t j = 0; j < 4; j += 2) {
@@ -82,12 +80,13 @@ TEST(Ref, Rope) {
       turns.set(p, j + 1, std::sin(0.3 * static_cast<double>(p + j)));
     }
   const int32_t positions[] = {5, 0, 2};
-  ref::rope_backward<double>(c, dy.view(), positions, turns.view(), dx.view());
-  expect_gradient(
-      dx,
-      step(x, dy,
-           [&](Matrix& a, Matrix& y) { ref::rope<Complex>(c, a.view(), positions, turns.view(), y.view()); }),
-      "rope");
+  ref::Over<double>::rope_backward(dy.view(), positions, turns.view(), dx.view());
+  expect_gradient(dx,
+                  step(x, dy,
+                       [&](Matrix& a, Matrix& y) {
+                         ref::Over<Complex>::rope(a.view(), positions, turns.view(), y.view());
+                       }),
+                  "rope");
 }
 
 // Two groups over one shared context of 2 rows, GQA 4 heads over 2, the second group with its last row as
@@ -111,8 +110,7 @@ struct AttentionCase {
       in[which] = z;
       Matrix out(4, 12, C);
       const auto g = groups(in[2]);
-      ref::attention<Complex>(no_context(), heads, layer, g.data(), 2, in[0].view(), in[1].view(),
-                              out.view());
+      ref::Over<Complex>::attention(heads, layer, g.data(), 2, in[0].view(), in[1].view(), out.view());
       return project(out, dout);
     });
   }
@@ -122,8 +120,8 @@ TEST(Ref, Attention) {
   AttentionCase a;
   Matrix dq(4, 12, D), dkv(5, 12, D), dcontext = Matrix(2, 12, D).fill(0);
   const auto g = AttentionCase::groups(a.context);
-  ref::attention_backward<double>(no_context(), a.heads, a.layer, g.data(), 2, a.dout.view(), a.q.view(),
-                                  a.kv.view(), dq.view(), dkv.view(), dcontext.view());
+  ref::Over<double>::attention_backward(a.heads, a.layer, g.data(), 2, a.dout.view(), a.q.view(), a.kv.view(),
+                                        dq.view(), dkv.view(), dcontext.view());
   expect_gradient(dq, a.gradient(0), "attention dq");
   expect_gradient(dkv, a.gradient(1), "attention dkv");
   Matrix all = a.gradient(2), of_layer(2, 12, D);  // layer 0 gets none
@@ -137,37 +135,38 @@ TEST(Ref, Attention) {
 
 TEST(Ref, SwiGlu) {
   Random r(6);
-  const auto c = no_context();
   Matrix gate = Matrix(3, 5, D).random(r), up = Matrix(3, 5, D).random(r), dy = Matrix(3, 5, D).random(r);
   Matrix dgate(3, 5, D), dup(3, 5, D), gate_c = gate.as(C), up_c = up.as(C);
-  ref::swiglu_backward<double>(c, dy.view(), gate.view(), up.view(), dgate.view(), dup.view());
+  ref::Over<double>::swiglu_backward(dy.view(), gate.view(), up.view(), dgate.view(), dup.view());
   expect_gradient(
       dgate,
-      step(gate, dy, [&](Matrix& g, Matrix& y) { ref::swiglu<Complex>(c, g.view(), up_c.view(), y.view()); }),
+      step(gate, dy,
+           [&](Matrix& g, Matrix& y) { ref::Over<Complex>::swiglu(g.view(), up_c.view(), y.view()); }),
       "swiglu gate");
   expect_gradient(
       dup,
-      step(up, dy, [&](Matrix& u, Matrix& y) { ref::swiglu<Complex>(c, gate_c.view(), u.view(), y.view()); }),
+      step(up, dy,
+           [&](Matrix& u, Matrix& y) { ref::Over<Complex>::swiglu(gate_c.view(), u.view(), y.view()); }),
       "swiglu up");
 }
 
 TEST(Ref, PoolAndNormalize) {
   Random r(7);
-  const auto c = no_context();
   const Group groups[] = {{{}, 0, 3, 0, 3}, {{}, 3, 4, 3, 1}, {{}, 7, 2, 4, 2}};
   Matrix h = Matrix(6, 5, D).random(r), de = Matrix(3, 5, D).random(r), dh(6, 5, D);
-  ref::pool_backward<double>(c, groups, 3, de.view(), dh.view());
+  ref::Over<double>::pool_backward(groups, 3, de.view(), dh.view());
   expect_gradient(
-      dh, step(h, de, [&](Matrix& a, Matrix& e) { ref::pool<Complex>(c, groups, 3, a.view(), e.view()); }),
+      dh, step(h, de, [&](Matrix& a, Matrix& e) { ref::Over<Complex>::pool(groups, 3, a.view(), e.view()); }),
       "pool");
   Matrix e = Matrix(3, 5, D).random(r), du = Matrix(3, 5, D).random(r), mean = Matrix(1, 5, D).random(r);
   Matrix mean_c = mean.as(C), de2(3, 5, D);
   for (const bool centred : {false, true}) {
-    ref::normalize_backward<double>(c, du.view(), e.view(), centred ? mean.view() : View{}, de2.view());
+    ref::Over<double>::normalize_backward(du.view(), e.view(), centred ? mean.view() : View{}, de2.view());
     expect_gradient(de2,
                     step(e, du,
                          [&](Matrix& a, Matrix& u) {
-                           ref::normalize<Complex>(c, a.view(), centred ? mean_c.view() : View{}, u.view());
+                           ref::Over<Complex>::normalize(a.view(), centred ? mean_c.view() : View{},
+                                                         u.view());
                          }),
                     "normalize");
   }
@@ -175,20 +174,21 @@ TEST(Ref, PoolAndNormalize) {
 
 TEST(Ref, Loss) {
   Random r(8);
-  const auto c = no_context();
   Matrix q = Matrix(3, 5, D).random(r), l = Matrix(4, 5, D).random(r), ds = Matrix(3, 4, D).random(r);
   Matrix dq(3, 5, D), dl(4, 5, D), q_c = q.as(C), l_c = l.as(C);
-  ref::similarity_backward<double>(c, ds.view(), q.view(), l.view(), 0.3, dq.view(), dl.view());
-  expect_gradient(
-      dq,
-      step(q, ds,
-           [&](Matrix& a, Matrix& s) { ref::similarity<Complex>(c, a.view(), l_c.view(), 0.3, s.view()); }),
-      "similarity q");
-  expect_gradient(
-      dl,
-      step(l, ds,
-           [&](Matrix& a, Matrix& s) { ref::similarity<Complex>(c, q_c.view(), a.view(), 0.3, s.view()); }),
-      "similarity l");
+  ref::Over<double>::similarity_backward(ds.view(), q.view(), l.view(), 0.3, dq.view(), dl.view());
+  expect_gradient(dq,
+                  step(q, ds,
+                       [&](Matrix& a, Matrix& s) {
+                         ref::Over<Complex>::similarity(a.view(), l_c.view(), 0.3, s.view());
+                       }),
+                  "similarity q");
+  expect_gradient(dl,
+                  step(l, ds,
+                       [&](Matrix& a, Matrix& s) {
+                         ref::Over<Complex>::similarity(q_c.view(), a.view(), 0.3, s.view());
+                       }),
+                  "similarity l");
   const Pair pairs[] = {{0, 1}, {2, 3}, {0, 2}, {1, 1}};
   std::vector<uint8_t> hidden(16), hidden_queries(12);
   hidden[0 * 4 + 2] = hidden[2 * 4 + 1] = hidden[1 * 4 + 0] =
@@ -198,11 +198,12 @@ TEST(Ref, Loss) {
   for (const uint8_t* sym :
        {static_cast<const uint8_t*>(nullptr), static_cast<const uint8_t*>(hidden_queries.data())}) {
     Matrix got(3, 4, D);
-    ref::contrastive_backward<double>(c, s.view(), pairs, 4, hidden.data(), sym, got.view());
+    ref::Over<double>::contrastive_backward(s.view(), pairs, 4, hidden.data(), sym, got.view());
     expect_gradient(got,
                     step(s, one,
                          [&](Matrix& a, Matrix& loss) {
-                           ref::contrastive<Complex>(c, a.view(), pairs, 4, hidden.data(), sym, loss.view());
+                           ref::Over<Complex>::contrastive(a.view(), pairs, 4, hidden.data(), sym,
+                                                           loss.view());
                          }),
                     "contrastive");
   }
@@ -210,21 +211,20 @@ TEST(Ref, Loss) {
 
 // One step of AdamW by hand: g = 3 clipped from |g| = 5 to 1, so 0.6; m = 0.1 * 0.6 + 0.9 * 1, and so on.
 TEST(Ref, AdamW) {
-  const auto c = no_context();
   Matrix p = Matrix(1, 2, D).fill(2), g(1, 2, D), m = Matrix(1, 2, D).fill(1), v = Matrix(1, 2, D).fill(0.5);
   g.set(0, 0, 3), g.set(0, 1, -4);
   Matrix length(1, 1, D);
-  ref::norm<double>(c, g.view(), length.view());
+  ref::Over<double>::norm(g.view(), length.view());
   EXPECT_DOUBLE_EQ(length.at(0, 0), 5);
-  ref::adamw<double>(c, p.view(), g.view(), m.view(), v.view(), length.view(), 1.0,
-                     {0.01, 0.9, 0.99, 1e-3, 0.1, 2});
+  ref::Over<double>::adamw(p.view(), g.view(), m.view(), v.view(), length.view(), 1.0,
+                           {0.01, 0.9, 0.99, 1e-3, 0.1, 2});
   EXPECT_NEAR(m.at(0, 0), 0.96, 1e-15);
   EXPECT_NEAR(v.at(0, 0), 0.99 * 0.5 + 0.01 * 0.36, 1e-15);
   const double step = 0.96 / (1 - 0.81) / (std::sqrt(0.4986 / (1 - 0.9801)) + 1e-3);
   EXPECT_NEAR(p.at(0, 0), 2 - 0.01 * (step + 0.1 * 2), 1e-15);
   EXPECT_NEAR(m.at(0, 1), 0.9 - 0.08, 1e-15);
-  ref::adamw<double>(c, p.view(), g.view(), m.view(), v.view(), length.view(), 0,
-                     {0.01, 0.9, 0.99, 1e-3, 0, 3});
+  ref::Over<double>::adamw(p.view(), g.view(), m.view(), v.view(), length.view(), 0,
+                           {0.01, 0.9, 0.99, 1e-3, 0, 3});
   EXPECT_NEAR(m.at(0, 0), 0.9 * 0.96 + 0.1 * 3, 1e-15) << "clip 0 does not clip";
 }
 

@@ -462,7 +462,7 @@ TEST_F(GgufTest, MetadataAccess) {
   const MappedFile file(path());
   const Gguf gguf(file);
   EXPECT_EQ(gguf.texts("list"), (std::vector<std::string_view>{"", "two", "drei"}));
-  EXPECT_EQ(gguf.integers("numbers"), (std::vector<int64_t>{-1, 0, 7}));
+  EXPECT_EQ(gguf.integers("numbers"), (std::vector<double>{-1, 0, 7}));
   EXPECT_TRUE(gguf.flag("yes", false));
   EXPECT_TRUE(gguf.flag("absent", true));
   EXPECT_EQ(gguf.integer("absent", 5), 5);

@@ -17,8 +17,7 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
-SOURCES = ["tests/tools/tokenize.cpp", "model/gguf.cpp", "model/tokenizer.cpp", "kernels/base/file.cpp",
-           "kernels/base/error.cpp"]
+SOURCES = ["tests/tools/tokenize.cpp", "model/gguf.cpp", "model/tokenizer.cpp", "kernels/base/file.cpp"]
 
 
 def reference(path):

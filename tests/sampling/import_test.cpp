@@ -13,7 +13,6 @@
 
 #include "kernels/base/hash.h"
 #include "sampling/dataset.h"
-#include "sampling/debian_index.h"
 #include "tests/sampling/dataset_files.h"
 
 namespace quest {
@@ -377,16 +376,9 @@ TEST(Import, SplitRule) {
   EXPECT_FALSE(goes_to_test("0ad-data"));
 }
 
-FILE* text_file(std::string text) {
-  FILE* file = tmpfile();
-  fwrite(text.data(), 1, text.size(), file);
-  rewind(file);
-  return file;
-}
-
 TEST(DebianIndex, Stanzas) {
   TemporaryFolder t;
-  FILE* file = text_file(
+  const std::string stanzas =
       "Package: zeta\nVersion: 1\nDescription: the last\n long text\n .\n"
       "Recommends: alpha (>= 1:2.0) | beta:any, gone,\n"
       " gamma [amd64]\nSuggests: zeta, beta <!nocheck>\n\n\n"
@@ -394,14 +386,11 @@ TEST(DebianIndex, Stanzas) {
       "Package: zeta\nDescription: the second is not read\nRecommends: delta\n\n"
       "Package: 4ti2-doc\nRecommends: alpha\n\n"
       "Package: delta\nDescription: caf\xe9\nEnhances: alpha\nSuggests:gamma\nTag: x,\n zeta\n\n"
-      "Package: alpha\nDescription: größte\n\nPackage: gamma\nDescription: unused: colon");  // no newline at the end
-  const DebianIndex index = read_debian_index(file);
-  fclose(file);
-  ASSERT_EQ(index.packages.size(), 6u);
-  const ImportSummary done = import_debian_index(index, t / "out", strict);
+      "Package: alpha\nDescription: größte\n\nPackage: gamma\nDescription: unused: colon";  // no newline at the end
+  const ImportSummary done = import_debian_index(stanzas, t / "out", strict);
   EXPECT_EQ(done.labels, 3);
   const Dataset set = open_dataset(t / "out");
-  EXPECT_EQ(set.sha256, index.sha256);
+  EXPECT_EQ(set.sha256, sha256_hex(stanzas));
   const char* labels[] = {"alpha: größte", "beta: a translated one", "gamma: unused: colon"};
   ASSERT_EQ(set.labels.size(), 3);
   for (int64_t i = 0; i < 3; ++i) EXPECT_EQ(set.labels.title(i), labels[i]);
@@ -421,9 +410,7 @@ TEST(DebianIndex, Stanzas) {
 
 TEST(DebianIndex, OwnLabel) {
   TemporaryFolder t;
-  FILE* file = text_file("Package: a\nSuggests: b\n\nPackage: b\nSuggests: a\n");
-  import_debian_index(read_debian_index(file), t / "out", strict);
-  fclose(file);
+  import_debian_index("Package: a\nSuggests: b\n\nPackage: b\nSuggests: a\n", t / "out", strict);
   const Dataset set = open_dataset(t / "out");
   ASSERT_EQ(set.train.texts.size(), 2);
   EXPECT_EQ(set.train.own(0), 0);
@@ -434,12 +421,10 @@ TEST(DebianIndex, EmptyOrWithoutRelations) {
   TemporaryFolder t;
   for (const char* text : {"", "\n\n", "Package\n", ":\n", "Package: a\nDescription: x\n",
                            " \tlost\nPackage: a\nSuggests: a\n"}) {
-    FILE* file = text_file(text);
-    const auto sentence = sentence_of(
-        Exit::machine, [&] { import_debian_index(read_debian_index(file), t / "out", strict); });
+    const auto sentence =
+        sentence_of(Exit::machine, [&] { import_debian_index(text, t / "out", strict); });
     expect_contains(sentence, "apt-get update");
     expect_nothing_left(t / "out");
-    fclose(file);
   }
 }
 

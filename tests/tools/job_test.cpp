@@ -515,7 +515,7 @@ TEST_F(Job, DamagedCheckpointIsRefused) {
 }
 
 TEST_F(Job, UsageErrorsExitWithTwo) {
-  expect_refusal(train("wrong", {"--stepz", "3"}), 2, {"--stepz", "--steps"});
+  expect_refusal(train("wrong", {"--stepz", "3"}), 2, {"--stepz", "quest train --help"});
   expect_refusal(train("wrong", {"--steps", "many"}), 2, {"--steps", "many"});
   expect_refusal(train("wrong", {"--batch", "1"}), 2, {"--batch", "from 2"});
   expect_refusal(train("wrong", {"--rate", "nan"}), 2, {"--rate", "nan"});

@@ -147,8 +147,8 @@ TEST(Options, RefusesWithOneSentence) {
       {{"--sampler", "paper|uniform"}, "one of"},
       {{"--sampler", ""}, "one of"},
       {{"--json=yes"}, "--json takes no value"},
-      {{"--stepz", "3"}, "did you mean --steps?"},
-      {{"--smapler=paper"}, "did you mean --sampler?"},
+      {{"--stepz", "3"}, "--stepz is no option of quest train"},
+      {{"--smapler=paper"}, "--smapler=paper is no option"},
       {{"--s", "3"}, "short for several"},
       {{"--quite-unlike"}, "--quite-unlike is no option of quest train"},
       {{"-x"}, "-x is no option"},
@@ -158,7 +158,6 @@ TEST(Options, RefusesWithOneSentence) {
     EXPECT_TRUE(holds(sentence, part)) << words[0] << " gave: " << sentence;
     EXPECT_FALSE(holds(sentence, "\n"));
   }
-  EXPECT_FALSE(holds(refusal({"--quite-unlike"}), "did you mean"));
 }
 
 TEST(Options, HelpShowsTheTable) {
@@ -183,7 +182,7 @@ TEST(Options, RunsCommands) {
   EXPECT_EQ(run({}, nullptr, &err), 2);
   EXPECT_EQ(run({"trian"}, &out, &err), 2);
   EXPECT_EQ(out, "");
-  EXPECT_EQ(err, "quest: \"trian\" is no command; did you mean train?; see quest help\n");
+  EXPECT_EQ(err, "quest: \"trian\" is no command; expected train, data import, broken, odd, bad; see quest help\n");
   EXPECT_EQ(run({"data"}, nullptr, &err), 2);
   EXPECT_TRUE(holds(err, "data import"));
   EXPECT_EQ(run({"bad"}, nullptr, &err), 3);

@@ -66,10 +66,7 @@ int run(const std::string& folder) {
   const auto pairs = read<Pair>(folder, "pairs");
   const auto hidden = read<uint8_t>(folder, "hidden"), hidden_queries = read<uint8_t>(folder, "hidden_queries");
   StepBatch b;
-  b.texts = texts.data(), b.count = T;
-  b.queries = queries.data(), b.query_count = integer("queries");
-  b.labels = labels.data(), b.label_count = integer("labels");
-  b.pairs = pairs.data(), b.pair_count = integer("pairs");
+  b.texts = texts, b.queries = queries, b.labels = labels, b.pairs = pairs;
   b.hidden = hidden.data(), b.hidden_queries = bool{r["symmetric"]} ? hidden_queries.data() : nullptr;
   b.temperature = double{r["temperature"]};
   std::vector<float> gradient(prompt.size()), m(prompt.size()), v(prompt.size()), prompts;

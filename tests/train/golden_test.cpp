@@ -93,10 +93,7 @@ void compare(Golden& g, const Ops& ops, const char* what, double tolerance, doub
              length(1, 1, ops.accumulator);
       m.fill(0), v.fill(0);
       StepBatch b;
-      b.texts = texts.data(), b.count = T, b.pairs = pairs.data(),
-      b.pair_count = static_cast<int64_t>(pairs.size());
-      b.queries = queries.data(), b.query_count = static_cast<int64_t>(queries.size());
-      b.labels = labels.data(), b.label_count = static_cast<int64_t>(labels.size());
+      b.texts = texts, b.pairs = pairs, b.queries = queries, b.labels = labels;
       b.hidden = hidden.data(), b.hidden_queries = direction[0] == 's' ? hidden_queries.data() : nullptr;
       b.temperature = double{batch["temperature"]};
       for (int64_t step = 1; step <= int64_t{o["steps"]}; ++step) {

@@ -67,9 +67,8 @@ struct Case {
     TextCache cache;
     if (cached) cache.fill(encoder, texts);
     StepBatch b;
-    b.texts = texts.data(), b.count = 5, b.queries = queries, b.query_count = 3, b.labels = labels,
-    b.label_count = 4;
-    b.pairs = pairs, b.pair_count = 4, b.hidden = hidden.data(), b.temperature = 0.2;
+    b.texts = {texts.data(), 5}, b.queries = {queries, 3}, b.labels = {labels, 4}, b.pairs = {pairs, 4};
+    b.hidden = hidden.data(), b.temperature = 0.2;
     b.hidden_queries = symmetric ? hidden_queries.data() : nullptr;
     if (centred) b.mean = mean.view();
     Matrix loss(1, 1, bench.ops.accumulator);

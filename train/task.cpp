@@ -1,0 +1,104 @@
+#include "train/task.h"
+
+#include <algorithm>
+
+#include "kernels/base/error.h"
+#include "kernels/base/random.h"
+
+namespace quest {
+
+namespace {
+
+uint64_t uid_hash(std::string_view uid) { return hash_bytes(uid.data(), uid.size()); }
+
+bool held_out(std::string_view uid, double share) { return (uid_hash(uid) >> 11) * 0x1p-53 < share; }
+
+}  // namespace
+
+Task::Task(const Settings& s, Dataset d) : settings(s), data(std::move(d)) {
+  std::vector<int64_t> positives(data.labels.size());
+  for (int64_t q = 0; q < data.train.texts.size(); ++q)
+    for (const int32_t l : data.train.labels.row(q)) ++positives[l];
+  for (int32_t l = 0; l < data.labels.size(); ++l) {
+    const bool text = !data.labels.title(l).empty() || !data.labels.content(l).empty();
+    const bool counts_here = text && positives[l] >= s.min_positives;
+    number.push_back(counts_here ? static_cast<int32_t>(labels.size()) : -1);
+    if (counts_here) labels.push_back(l), counts.push_back(positives[l]);
+  }
+  const auto keep = [&](const Split& split, auto&& wanted) {  // queries with a label, of those wanted
+    std::vector<int32_t> queries;
+    for (int32_t q = 0; q < split.texts.size(); ++q) {
+      const auto row = split.labels.row(q);
+      const bool label = std::any_of(row.begin(), row.end(), [&](int32_t l) { return number[l] >= 0; });
+      if (label && wanted(split.texts.uid(q))) queries.push_back(q);
+    }
+    return queries;
+  };
+  validation = side(data.train, keep(data.train, [&](auto uid) { return held_out(uid, s.validation); }));
+  training = side(data.train, keep(data.train, [&](auto uid) { return !held_out(uid, s.validation); }));
+  auto queries = keep(data.test, [](auto) { return true; });
+  if (s.test_queries > 0 && std::ssize(queries) > s.test_queries) {
+    const auto rank = [&](int32_t q) { return std::pair(uid_hash(data.test.texts.uid(q)), q); };
+    std::sort(queries.begin(), queries.end(), [&](int32_t a, int32_t b) { return rank(a) < rank(b); });
+    queries.resize(s.test_queries);
+  }
+  test = side(data.test, queries);
+  if (labels.empty() || test.queries.empty() || training.queries.empty())
+    fail(Exit::input,
+         "%s: expected labels with %ld training positives, training and test queries that have one, found "
+         "%zu, %zu and %zu; lower --min-positives or choose a larger dataset",
+         data.path.c_str(), s.min_positives, labels.size(), training.queries.size(), test.queries.size());
+  if (validation.queries.empty() && s.validation > 0)
+    fail(Exit::input,
+         "%s: expected validation queries, found none of %zu training queries at --validation %g; give a "
+         "larger share, or 0 to train to the end without",
+         data.path.c_str(), training.queries.size(), s.validation);
+}
+
+Side Task::side(const Split& split, std::vector<int32_t> queries) const {
+  Side s;
+  s.split = &split, s.queries = std::move(queries);
+  for (const int32_t q : s.queries) {
+    for (const int32_t l : split.labels.row(q))
+      if (number[l] >= 0) s.truth.push_back(number[l]);
+    s.offsets.push_back(std::ssize(s.truth));
+    s.own.push_back(split.own(q) < 0 ? -1 : number[split.own(q)]);
+  }
+  return s;
+}
+
+void Task::draw_pairs(Threads& threads) {
+  std::vector<uint8_t> label_counts(data.labels.size());
+  for (const int32_t l : labels) label_counts[l] = 1;
+  int64_t total = 0;
+  for (const int32_t q : training.queries)
+    for (const int32_t l : data.train.labels.row(q)) total += label_counts[l] && l != data.train.own(q);
+  SamplerOptions options{.kind = sampler_kind(settings.sampler), .seed = uint64_t(settings.seed)};
+  options.k = static_cast<int64_t>((settings.ratio > 0 ? settings.ratio : 0.25) * total);
+  if (settings.ratio == 0) options.k = std::max(options.k, std::min<int64_t>(total, 2000));
+  if (settings.pairs > 0) options.k = std::min(options.k, settings.pairs);
+  if (options.k == 0)
+    fail(Exit::input, "%s: expected at least one training pair, found %ld at --ratio %g; give a larger share",
+         data.path.c_str(), total, settings.ratio);
+  const auto keep = [&](int64_t q) { return !held_out(data.train.texts.uid(q), settings.validation); };
+  pairs = sample_pairs(data, {keep, label_counts}, options, threads, &report);
+}
+
+// Labels first, then what training reads, then what is read once: the text cache keeps the first ones.
+void Task::collect_texts(const Tokenizer& tokenizer) {
+  const auto add = [&](const Texts& texts, int64_t row) {
+    return corpus.add(tokenizer, settings.length, join_text(texts.title(row), texts.content(row)));
+  };
+  for (const int32_t l : labels) label_texts.push_back(add(data.labels, l));
+  for (const DrawnPair& p : pairs) pair_texts.push_back(add(data.train.texts, p.query));
+  for (Side* side : {&validation, &test})
+    for (const int32_t q : side->queries) side->texts.push_back(add(side->split->texts, q));
+}
+
+int64_t Task::steps() const {
+  const int64_t n = std::ssize(pairs), per_epoch = std::max<int64_t>(1, n / settings.batch);
+  const int64_t epochs = settings.epochs > 0 ? settings.epochs : (99 + per_epoch) / per_epoch;
+  return n == 0 ? 0 : settings.steps > 0 ? settings.steps : epochs * per_epoch;
+}
+
+}  // namespace quest
