@@ -22,6 +22,7 @@ struct Side {
 
 struct Task {
   Task(const Settings&, Dataset);  // throws Error(input) when too little takes part
+  Task(Task&&) = delete;           // the sides point into the dataset
 
   const Settings& settings;
   Dataset data;
