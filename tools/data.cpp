@@ -35,11 +35,10 @@ int sample(const SampleSettings& s) {
   const auto pairs = sample_pairs(data, {}, o, threads, &r);
   if (!s.out.empty()) {
     OutFile out(s.out);
-    for (const DrawnPair& p : pairs) {
+    for (const DrawnPair& p : pairs)
       for (const std::string_view part : {data.train.texts.uid(p.query), std::string_view("\t"),
                                           data.labels.uid(p.label), std::string_view("\n")})
         out.write(part);
-    }
     out.commit();
   }
   JsonWriter json;

@@ -7,13 +7,9 @@
 
 namespace quest {
 
-namespace {
+static uint64_t uid_hash(std::string_view uid) { return hash_bytes(uid.data(), uid.size()); }
 
-uint64_t uid_hash(std::string_view uid) { return hash_bytes(uid.data(), uid.size()); }
-
-bool held_out(std::string_view uid, double share) { return (uid_hash(uid) >> 11) * 0x1p-53 < share; }
-
-}  // namespace
+static bool held_out(std::string_view uid, double share) { return (uid_hash(uid) >> 11) * 0x1p-53 < share; }
 
 Task::Task(const Settings& s, Dataset d) : settings(s), data(std::move(d)) {
   std::vector<int64_t> positives(data.labels.size());
@@ -84,15 +80,16 @@ void Task::draw_pairs(Threads& threads) {
   pairs = sample_pairs(data, {keep, label_counts}, options, threads, &report);
 }
 
-// Labels first, then what training reads, then what is read once: the text cache keeps the first ones.
+// What every step reads comes first, what is read once last: the text cache keeps the first ones.
 void Task::collect_texts(const Tokenizer& tokenizer) {
   const auto add = [&](const Texts& texts, int64_t row) {
     return corpus.add(tokenizer, settings.length, join_text(texts.title(row), texts.content(row)));
   };
+  for (const DrawnPair& p : pairs)
+    pair_texts.push_back(add(data.train.texts, p.query)), add(data.labels, p.label);
+  for (const int32_t q : validation.queries) validation.texts.push_back(add(data.train.texts, q));
   for (const int32_t l : labels) label_texts.push_back(add(data.labels, l));
-  for (const DrawnPair& p : pairs) pair_texts.push_back(add(data.train.texts, p.query));
-  for (Side* side : {&validation, &test})
-    for (const int32_t q : side->queries) side->texts.push_back(add(side->split->texts, q));
+  for (const int32_t q : test.queries) test.texts.push_back(add(data.test.texts, q));
 }
 
 int64_t Task::steps() const {
