@@ -1,5 +1,6 @@
 // Runs every test and closes with one line: N passed, N failed, N skipped.
 #include <gtest/gtest.h>
+
 #include <signal.h>
 #include <unistd.h>
 
@@ -62,6 +63,7 @@ void crashed(int signal) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  signal(SIGINT, SIG_DFL);  // the background job of a shell ignores it, and so would all that the tests start
   testing::InitGoogleTest(&argc, argv);
   testing::TestEventListeners& listeners = testing::UnitTest::GetInstance()->listeners();
   delete listeners.Release(listeners.default_result_printer());
