@@ -84,8 +84,8 @@ void swiglu_backward(const Context& c, View dy, View gate, View up, View dgate, 
 
 Ops cpu_ops(const char* name, Type activation) {
   Ops o = ref::ref_ops<float>();
-  o.matmul_path = find_path(name);
-  o.path = o.matmul_path->name;
+  o.kernel_path = find_path(name);
+  o.path = o.kernel_path->name;
   o.activation = activation;
   o.embed = embed, o.add = add;
   o.rmsnorm = rmsnorm, o.rmsnorm_backward = rmsnorm_backward;

@@ -6,7 +6,7 @@ namespace quest {
 
 inline float* f32(const View& v, int64_t i) { return static_cast<float*>(v.data) + i * v.stride; }
 
-inline const RowKernels& kernels(const Context& c) { return *c.ops->matmul_path->row; }
+inline const RowKernels& kernels(const Context& c) { return *c.ops->kernel_path->row; }
 
 // Row i of any stored type as floats.
 inline void load_row(const Context& c, const View& v, int64_t i, float* to) {

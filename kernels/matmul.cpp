@@ -7,7 +7,7 @@
 #include "kernels/base/arena.h"
 #include "kernels/base/error.h"
 #include "kernels/base/threads.h"
-#include "kernels/quant.h"
+#include "kernels/tile_math.h"
 
 namespace quest {
 
@@ -17,8 +17,8 @@ void tile_avx2(const float* x, const float* w, float* acc, int64_t steps);
 void tile_avx512(const float* x, const float* w, float* acc, int64_t steps);
 void tile_avx512bf16(const float* x, const float* w, float* acc, int64_t steps);
 
-std::span<const MatmulPath> matmul_paths() {
-  static constexpr MatmulPath all[] = {
+std::span<const KernelPath> kernel_paths() {
+  static constexpr KernelPath all[] = {
       {"avx512bf16", 8, 48, tile_avx512, tile_avx512bf16, &rows_avx512},
       {"avx512", 8, 48, tile_avx512, nullptr, &rows_avx512},
       {"avx2", 6, 16, tile_avx2, nullptr, &rows_avx2},
@@ -32,10 +32,10 @@ std::span<const MatmulPath> matmul_paths() {
   return std::span(all).subspan(avx512bf16 ? 0 : avx512 ? 1 : avx2 ? 2 : 3);
 }
 
-const MatmulPath* find_path(const char* name) {
-  const std::span<const MatmulPath> paths = matmul_paths();
+const KernelPath* find_path(const char* name) {
+  const std::span<const KernelPath> paths = kernel_paths();
   if (!name) return &paths[0];
-  for (const MatmulPath& p : paths)
+  for (const KernelPath& p : paths)
     if (!strcmp(p.name, name)) return &p;
   fail(Exit::usage, "kernel path: expected one that this machine can run, found '%s'; the best here is '%s'",
        name, paths[0].name);
@@ -55,7 +55,7 @@ int64_t tiles_of(int64_t count, int64_t size) { return (count + size - 1) / size
 
 // One product y = (or +=) x . B, where B[k][n] is w[n][k] (forward) or w[k][n] (backward).
 struct Product {
-  const MatmulPath* path;
+  const KernelPath* path;
   View x, w, y;
   Into into;
   bool forward, bf16, pairs;
@@ -145,7 +145,7 @@ void pack_weights(const Product& p, int64_t column, int64_t tiles, int64_t first
 void multiply_block(const Product& p, int64_t column, int64_t begin, int64_t end, float* panel, float* sums) {
   const int64_t rows = p.path->rows, columns = p.path->columns, tile_size = rows * columns;
   const int64_t outputs = std::min(width, p.y.cols - column), column_tiles = tiles_of(outputs, columns);
-  const MatmulPath::Tile tile = p.pairs ? p.path->tile_pairs : p.path->tile;
+  const KernelPath::Tile tile = p.pairs ? p.path->tile_pairs : p.path->tile;
   const auto store = p.y.type == Type::f32 ? p.path->row->store_f32 : p.path->row->store_bf16;
   std::fill_n(sums, (end - begin) * column_tiles * tile_size, 0.0f);
   for (int64_t i = 0; i < p.panels; ++i) {
@@ -189,7 +189,7 @@ void multiply(const Context& context, Product p) {
 }
 
 Product product(const Context& context, View x, View w, View y, Into into, bool forward) {
-  const MatmulPath* path = context.ops->matmul_path;
+  const KernelPath* path = context.ops->kernel_path;
   const bool bf16 = context.ops->activation == Type::bf16;
   const bool pairs = bf16 && path->tile_pairs;
   return {path, x, w, y, into, forward, bf16, pairs, x.cols, tiles_of(x.cols, panel_inner), nullptr};

@@ -14,12 +14,12 @@
 namespace quest {
 
 // The paths that this machine can run, best first. Never empty.
-std::span<const MatmulPath> matmul_paths();
+std::span<const KernelPath> kernel_paths();
 
-// By name, or the best for nullptr; throws Error(usage) for a name that matmul_paths() does not have.
-const MatmulPath* find_path(const char* name);
+// By name, or the best for nullptr; throws Error(usage) for a name that kernel_paths() does not have.
+const KernelPath* find_path(const char* name);
 
-// The ops of the same name (kernels/ops.h), on ops->matmul_path. With ops->activation bf16 both operands are
+// The ops of the same name (kernels/ops.h), on ops->kernel_path. With ops->activation bf16 both operands are
 // rounded to bf16, with f32 they are not. x and y: f32 or bf16; w: any type that decode() knows.
 // Scratch: x once, in words of 4 bytes, at most 1152 rows of it; for each thread a panel and its sums.
 void matmul(const Context& context, View x, View w, View y, Into into);

@@ -89,11 +89,11 @@ struct Context {
   double* flops = nullptr;  // where a pass counts its work, or nowhere
 };
 
-struct MatmulPath;  // matmul.h
+struct KernelPath;  // matmul.h
 
 struct Ops {
   const char* path;  // name of the kernel path, recorded in every run
-  const MatmulPath* matmul_path;
+  const KernelPath* kernel_path;
   Type activation, accumulator;
 
   // x[i] = table[ids[i]]                                             table [V,d] packed, x [R,d] acc

@@ -5,7 +5,8 @@
 
 namespace quest {
 
-// What a path offers beside its register tile. y may be x (or gate) throughout.
+// What a path offers beside its register tile, with the same bits for every path. n: floats of a row. Outputs
+// overlap no input, but for y of swiglu, which may be gate.
 struct RowKernels {
   // out[i] = element i of a packed or plain row, in the order of Type: f32, f16, bf16, q4_1, q8_0
   void (*decode[5])(const void* from, int64_t count, float* out);
@@ -23,7 +24,7 @@ struct RowKernels {
   // One query of one head against `count` keys and values, `stride` apart: p [count], out [D].
   void (*attention)(const float* q, const float* k, const float* v, int64_t D, int64_t stride, int64_t count,
                     float scale, float* p, float* out);
-  // dq = (may be q); dk, dv +=; p, dp [count] are scratch
+  // dq =; dk, dv +=; p, dp [count] are scratch
   void (*attention_backward)(const float* dout, const float* q, const float* k, const float* v, int64_t D,
                              int64_t stride, int64_t count, float scale, float* p, float* dp, float* dq,
                              float* dk, float* dv);
@@ -31,7 +32,7 @@ struct RowKernels {
 
 extern const RowKernels rows_portable, rows_avx2, rows_avx512;
 
-struct MatmulPath {
+struct KernelPath {
   // acc[r][n] += sum over k ascending of x[r][k] * w[k][n], r < rows, n < columns, k < steps.
   // x: rows 208 words apart; w: rows of `columns` words; acc: rows of `columns` floats; both 64-byte aligned.
   using Tile = void (*)(const float* x, const float* w, float* acc, int64_t steps);

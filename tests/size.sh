@@ -2,7 +2,7 @@
 # size.sh [ROOT]: lines of code by folder, without tests, blank lines and comments. The goal is 5000 lines and is not
 # reached yet: this fails above a ratchet, today's size, which only ever goes down. It also fails when a line of code
 # is longer than 110 columns.
-goal=5000 ratchet=5723
+goal=5000 ratchet=5708
 here=$(cd "$(dirname "$0")" && pwd)
 cd "${1:-$here/..}" || exit
 export LC_ALL=C

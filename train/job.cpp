@@ -26,8 +26,7 @@ class Job {
   Job(const Settings& settings, const std::string& folder)
       : settings_(settings), folder_(folder), task_(settings, open_job_data(settings)), engine_(settings) {
     if (exists(folder + checkpoint_name))  // fails now, not after the text pass
-      require_identity(read_tensors(folder + checkpoint_name), engine_, task_,
-                       "kernels precision model data");
+      require_identity(read_tensors(folder + checkpoint_name), engine_, task_);
   }
   std::string run(const std::string& config, Interrupt&, std::string& summary);
 
@@ -79,7 +78,7 @@ void Job::announce() {
   const double rows =
       settings_.placement == "suffix" ? settings_.prompt_rows : tokens / texts;  // a text's, later
   const double ranked = task_.labels.size() + task_.test.queries.size();
-  const double checked = std::min<size_t>(1500, task_.labels.size()) + task_.validation.queries.size();
+  const double checked = std::min(validation_limit, task_.labels.size()) + task_.validation.queries.size();
   const double steps = task_.steps(),
                work = token * (tokens + rows * (steps * 4 * settings_.batch + 2 * ranked +
                                                 checked * (2 + steps / settings_.validate_every)));

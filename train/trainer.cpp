@@ -19,8 +19,7 @@ namespace quest {
 
 namespace {
 
-constexpr uint64_t epoch_stream = 101;     // random.h streams
-constexpr size_t validation_limit = 1500;  // labels ranked against during training
+constexpr uint64_t epoch_stream = 101, label_stream = 3;  // random.h
 
 // metrics.jsonl: one line a step, written at once, so that it tells how far a killed run came.
 class MetricsFile {
@@ -111,7 +110,7 @@ Trainer::Trainer(Engine& engine, const Task& task, const std::vector<Text>& cach
   // Labels to rank the validation queries against: their own ones, then those of smallest hash.
   std::vector<bool> wanted(task.labels.size());
   for (const int32_t l : task.validation.truth) wanted[l] = true;
-  const auto rank = [&](int32_t l) { return std::pair(!wanted[l], random_bits(0, 3, l)); };
+  const auto rank = [&](int32_t l) { return std::pair(!wanted[l], random_bits(0, label_stream, l)); };
   auto& labels = validation_labels_;
   labels.resize(wanted.size());
   std::iota(labels.begin(), labels.end(), 0);
@@ -250,7 +249,7 @@ bool Trainer::resume() {
   const std::string path = folder_ + checkpoint_name;
   if (!exists(path)) return false;
   const TensorFile f = read_tensors(path);
-  require_identity(f, engine_, task_, "kernels precision model data");
+  require_identity(f, engine_, task_);
   const auto read = [&](const char* name, int64_t rows) {
     const View v = f.matrix(name, rows, engine_.width());
     const auto* x = static_cast<const float*>(v.data);

@@ -26,9 +26,11 @@ struct TrainState {
 // Model, dataset, kernel path and precision of a run: what a file of the run must be of.
 std::map<std::string, std::string> identity(const Engine&, const Task&);
 // Throws Error(input) unless the file is of this identity; `what` names the entries, parted by spaces.
-void require_identity(const TensorFile&, const Engine&, const Task&, const std::string& what);
+void require_identity(const TensorFile&, const Engine&, const Task&,
+                      const std::string& what = "kernels precision model data");
 
 constexpr const char* checkpoint_name = "/checkpoint.safetensors";
+constexpr size_t validation_limit = 1500;  // labels ranked against during training
 
 // Lists of `depth` of a side's queries, without (drop) or with their own labels, and their metrics.
 constexpr int64_t depth = 100;
@@ -67,6 +69,7 @@ class Trainer {
   std::vector<int32_t> validation_labels_;  // ranked against during training
 };
 
+// [cols] means of rows [n,cols], summed in double.
 std::vector<float> mean_of_rows(const std::vector<float>& rows, int64_t cols);
 
 }  // namespace quest

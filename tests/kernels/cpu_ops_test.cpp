@@ -208,22 +208,22 @@ TEST(CpuOps, DotAndAxpy) {
 }
 
 TEST(CpuOps, Table) {
-  for (const MatmulPath& path : matmul_paths())
+  for (const KernelPath& path : kernel_paths())
     for (const Type type : {Type::f32, Type::bf16}) {
       const Ops ops = cpu_ops(path.name, type);
       EXPECT_STREQ(ops.path, path.name);
-      EXPECT_EQ(ops.matmul_path, &path);
+      EXPECT_EQ(ops.kernel_path, &path);
       EXPECT_EQ(ops.activation, type);
       EXPECT_EQ(ops.accumulator, Type::f32);
     }
-  EXPECT_STREQ(cpu_ops(nullptr, Type::f32).path, matmul_paths()[0].name);
+  EXPECT_STREQ(cpu_ops(nullptr, Type::f32).path, kernel_paths()[0].name);
   try {
     cpu_ops("no-such-path", Type::f32);
     ADD_FAILURE() << "an unknown path was accepted";
   } catch (const Error& e) {
     EXPECT_EQ(e.code, Exit::usage);
     EXPECT_NE(std::string(e.what()).find("no-such-path"), std::string::npos) << e.what();
-    EXPECT_NE(std::string(e.what()).find(matmul_paths()[0].name), std::string::npos) << e.what();
+    EXPECT_NE(std::string(e.what()).find(kernel_paths()[0].name), std::string::npos) << e.what();
   }
 }
 

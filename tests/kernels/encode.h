@@ -1,4 +1,5 @@
-// Encoders, for tests only: floats in every format that decode() reads; blocks as ggml's reference does it.
+// Encoders, for tests only: floats in every format that is read; blocks as ggml's reference does it. And the way
+// back, by the decoders of a kernel path.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -6,9 +7,17 @@
 #include <cstring>
 #include <vector>
 
-#include "kernels/quant.h"
+#include "kernels/ops.h"
+#include "kernels/tile.h"
+#include "kernels/tile_math.h"
 
 namespace quest {
+
+// out[i] = element first + i of a row; of packed types first and count are whole blocks.
+inline void decode(Type type, const void* row, int64_t first, int64_t count, float* out,
+                   const RowKernels& kernels = rows_portable) {
+  kernels.decode[static_cast<int>(type)](static_cast<const std::byte*>(row) + row_bytes(type, first), count, out);
+}
 
 inline uint16_t to_f16(float f) {  // to the nearest, ties to even
   const uint16_t sign = std::signbit(f) ? 0x8000 : 0;

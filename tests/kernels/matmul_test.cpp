@@ -12,7 +12,6 @@
 #include "kernels/base/error.h"
 #include "kernels/base/random.h"
 #include "kernels/base/threads.h"
-#include "kernels/quant.h"
 #include "tests/kernels/encode.h"
 #include "tests/kernels/tile_emulated.h"
 
@@ -20,12 +19,12 @@ using namespace quest;
 
 namespace {
 
-const MatmulPath emulated_path{"emulated", 8, 48, nullptr, tile_emulated, &rows_portable};
+const KernelPath emulated_path{"emulated", 8, 48, nullptr, tile_emulated, &rows_portable};
 
 // Every path that this machine can product, and the bf16 one that any can.
-std::vector<const MatmulPath*> paths_for(Type activation) {
-  std::vector<const MatmulPath*> out;
-  for (const MatmulPath& p : matmul_paths()) out.push_back(&p);
+std::vector<const KernelPath*> paths_for(Type activation) {
+  std::vector<const KernelPath*> out;
+  for (const KernelPath& p : kernel_paths()) out.push_back(&p);
   if (activation == Type::bf16) out.push_back(&emulated_path);
   return out;
 }
@@ -85,14 +84,14 @@ struct Weights {
 };
 
 struct Multiply {
-  const MatmulPath* path;
+  const KernelPath* path;
   Type activation;
   bool forward;
   Threads* threads;
   Arena* arena;
   void operator()(View x, View w, View y, Into into) const {
     Ops ops{};
-    ops.matmul_path = path;
+    ops.kernel_path = path;
     ops.activation = activation;
     arena->poison();
     const size_t used = arena->used();
@@ -163,7 +162,7 @@ void test_shape(Shape s, Type weight_type, Type activation, bool forward, Thread
   Matrix x(forward ? activation : Type::f32, s.rows, in, 3);
   x.fill(6);
   const Truth truth(x, w, activation, forward);
-  for (const MatmulPath* path : paths_for(activation)) {
+  for (const KernelPath* path : paths_for(activation)) {
     for (Into into : {Into::set, Into::add}) {
       // Both output types, each with half of the cases.
       const bool rounded = activation == Type::bf16 && forward && (into == Into::set) == (s.rows % 2 == 1);
@@ -193,7 +192,7 @@ TEST(Matmul, EqualsThePlainLoop) {
 
 // The order of the sum: panels of 192 inner indices, each summed from zero and added to those before; within a
 // panel the inner index ascends, one rounding a step (portable: two; pairs: odd first).
-float in_order(const MatmulPath& path, Type activation, const std::vector<float>& x,
+float in_order(const KernelPath& path, Type activation, const std::vector<float>& x,
                const std::vector<float>& w) {
   float total = 0, sum = 0;
   const bool pairs = activation == Type::bf16 && path.tile_pairs;
@@ -217,7 +216,7 @@ TEST(Matmul, SumsInOrderToTheBit) {
       Weights w(Type::f32, forward ? 99 : 801, forward ? 801 : 99, 8);
       Matrix x(Type::f32, 5, 801, 0);
       x.fill(9);
-      for (const MatmulPath* path : paths_for(activation)) {
+      for (const KernelPath* path : paths_for(activation)) {
         Matrix y(Type::f32, 5, 99, 1);
         Multiply{path, activation, forward, &threads, &arena}(x.view(), w.view(), y.view(), Into::set);
         for (int64_t r = 0; r < 5; ++r) {
@@ -242,7 +241,7 @@ TEST(Matmul, BitsDoNotDependOnOtherRowsOrThreads) {
       const int64_t in = forward ? w.cols : w.rows, out = forward ? w.rows : w.cols;
       Matrix x(forward ? activation : Type::f32, 1163, in, 0);  // more than a block of rows
       x.fill(11);
-      for (const MatmulPath* path : paths_for(activation)) {
+      for (const KernelPath* path : paths_for(activation)) {
         const int64_t rows = path == &emulated_path ? 133 : x.rows;
         const View some{x.view().data, x.type, rows, in, in};
         Matrix y(Type::f32, rows, out, 0), again(Type::f32, rows, out, 0), alone(Type::f32, 3, out, 0);
@@ -276,7 +275,7 @@ TEST(Matmul, NaNStaysInItsRowAndColumnAndIsNeverLost) {
       x.fill(13);
       Matrix poisoned = x;
       poisoned.set(9, 50, nan);
-      for (const MatmulPath* path : paths_for(activation)) {
+      for (const KernelPath* path : paths_for(activation)) {
         for (Type type : {Type::f32, Type::bf16}) {
           const Multiply product{path, activation, forward, &threads, &arena};
           Matrix y(type, 11, 51, 1), row(type, 11, 51, 1), column(type, 11, 51, 1);
@@ -301,7 +300,7 @@ TEST(Matmul, NaNStaysInItsRowAndColumnAndIsNeverLost) {
 TEST(Matmul, EmptyProductsAreZeroOrNothing) {
   Threads threads(2);
   Arena arena(size_t{1} << 28);
-  for (const MatmulPath* path : paths_for(Type::bf16)) {
+  for (const KernelPath* path : paths_for(Type::bf16)) {
     const Multiply product{path, Type::bf16, true, &threads, &arena};
     Weights none(Type::f32, 3, 0, 1), w(Type::f32, 3, 4, 1);
     Matrix x(Type::bf16, 2, 0, 4), empty(Type::bf16, 0, 4, 0);
@@ -318,9 +317,9 @@ TEST(Matmul, EmptyProductsAreZeroOrNothing) {
 }
 
 TEST(Matmul, PathsHaveNames) {
-  EXPECT_EQ(find_path(nullptr), &matmul_paths().front());
-  EXPECT_STREQ(matmul_paths().back().name, "portable");
-  for (const MatmulPath& p : matmul_paths()) EXPECT_EQ(find_path(p.name), &p);
+  EXPECT_EQ(find_path(nullptr), &kernel_paths().front());
+  EXPECT_STREQ(kernel_paths().back().name, "portable");
+  for (const KernelPath& p : kernel_paths()) EXPECT_EQ(find_path(p.name), &p);
   try {
     find_path("sse9");
     FAIL() << "no error";
@@ -331,7 +330,7 @@ TEST(Matmul, PathsHaveNames) {
 }
 
 TEST(Matmul, TheEmulationIsTheInstruction) {
-  if (strcmp(matmul_paths()[0].name, "avx512bf16"))
+  if (strcmp(kernel_paths()[0].name, "avx512bf16"))
     GTEST_SKIP() << "this processor has no AVX-512 BF16; its tile was proved by emulation in the other tests";
   constexpr int64_t steps = 64;
   alignas(64) static float x[8 * 208], w[steps * 48], sums[8 * 48], emulated[8 * 48];
@@ -341,7 +340,7 @@ TEST(Matmul, TheEmulationIsTheInstruction) {
   };
   for (float& f : x) f = word();
   for (float& f : w) f = word();
-  matmul_paths()[0].tile_pairs(x, w, sums, steps);
+  kernel_paths()[0].tile_pairs(x, w, sums, steps);
   tile_emulated(x, w, emulated, steps);
   EXPECT_EQ(memcmp(sums, emulated, sizeof sums), 0);
 }

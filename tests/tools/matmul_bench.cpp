@@ -16,7 +16,7 @@
 #include "kernels/base/random.h"
 #include "kernels/base/threads.h"
 #include "kernels/matmul.h"
-#include "kernels/quant.h"
+#include "kernels/tile_math.h"
 
 using namespace quest;
 
@@ -76,7 +76,7 @@ __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) double ceiling_a
   return static_cast<double>(steps) * 12 * 16 * 4;
 }
 
-double (*ceiling_of(const MatmulPath& path, Type activation))(int64_t) {
+double (*ceiling_of(const KernelPath& path, Type activation))(int64_t) {
   if (path.tile_pairs && activation == Type::bf16) return ceiling_avx512bf16;
   return path.columns == 48 ? ceiling_avx512 : path.columns == 16 ? ceiling_avx2 : ceiling_portable;
 }
@@ -116,7 +116,7 @@ void measure(const Context& context, Shape shape, int64_t rows, bool forward, in
   const View y{b.y.data(), forward ? activation : Type::f32, rows, out, out};
   const View w{b.weights.data(), Type::q4_1, shape.outputs, shape.inputs, shape.inputs};
   const double operations = 2.0 * static_cast<double>(rows * in * out);
-  const auto ceiling = ceiling_of(*context.ops->matmul_path, activation);
+  const auto ceiling = ceiling_of(*context.ops->kernel_path, activation);
   const int repeats = 1 + static_cast<int>(0.01 / (operations / 100e9));
   std::vector<double> speed, limit, share;
   for (int round = 0; round <= rounds; ++round) {
@@ -139,7 +139,7 @@ void measure(const Context& context, Shape shape, int64_t rows, bool forward, in
   }
   const auto [least, most] = std::minmax_element(speed.begin(), speed.end());
   printf("%-10s %-4s %-9s %5ld %-8s %7.1f %7.1f..%-7.1f %8.1f %6.0f %% %6.0f %%\n",
-         context.ops->matmul_path->name, activation == Type::bf16 ? "bf16" : "fp32", shape.name, rows,
+         context.ops->kernel_path->name, activation == Type::bf16 ? "bf16" : "fp32", shape.name, rows,
          forward ? "forward" : "backward", median(speed), *least, *most, median(limit), 100 * median(share),
          100 * *most / *std::max_element(limit.begin(), limit.end()));
 }
@@ -153,11 +153,11 @@ int main(int argc, char** argv) {
   Buffers buffers = make_buffers(1024);
   printf("%d threads, GFLOP/s\n%-10s %-4s %-9s %5s %-8s %7s %16s %8s %8s %8s\n", threads.count(), "path",
          "as", "out x in", "rows", "", "median", "least..most", "ceiling", "share", "best");
-  for (const MatmulPath& path : matmul_paths()) {
+  for (const KernelPath& path : kernel_paths()) {
     if (argc > 3 && strcmp(argv[3], path.name)) continue;
     for (Type activation : {Type::bf16, Type::f32}) {
       Ops ops{};
-      ops.matmul_path = &path;
+      ops.kernel_path = &path;
       ops.activation = activation;
       const Context context{&ops, &threads, &arena};
       for (Shape shape : {Shape{"576x576", 576, 576}, {"192x576", 192, 576}, {"1536x576", 1536, 576},

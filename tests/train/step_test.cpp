@@ -130,7 +130,7 @@ std::vector<uint32_t> bits_of_step(Case& k, const Model& model, Bench& bench, Ma
 void expect_same_bits(const char* path, Type activation, const Model& model) {
   Bench one(cpu_ops(path, activation), 1), two(cpu_ops(path, activation), 2),
       seven(cpu_ops(path, activation), 7);
-  const bool best = path == matmul_paths()[0].name;
+  const bool best = path == kernel_paths()[0].name;
   Random r(13);
   for (Case& k : all_cases()) {
     Matrix prompt = Matrix(k.K, 64, Type::f32, 0).random(r, 0.5),
@@ -153,7 +153,7 @@ void expect_same_bits(const char* path, Type activation, const Model& model) {
 
 TEST(Step, BitsDependOnNothingElse) {
   TinyLlama tiny(14);
-  for (const MatmulPath& path : matmul_paths())
+  for (const KernelPath& path : kernel_paths())
     for (const Type activation : {Type::f32, Type::bf16}) expect_same_bits(path.name, activation, tiny.model);
 }
 
@@ -174,7 +174,7 @@ double relative_error(Matrix& got, Matrix& want) {
 TEST(Step, CloseToTheReference) {
   TinyLlama tiny(15);
   Bench exact(ref::ref_ops<double>());
-  for (const MatmulPath& path : matmul_paths())
+  for (const KernelPath& path : kernel_paths())
     for (const Type activation : {Type::f32, Type::bf16}) {
       Bench bench(cpu_ops(path.name, activation));
       Random r(16);
@@ -258,7 +258,7 @@ TEST(Encode, AnEmbeddingDependsOnItsTextOnly) {
   TinyLlama tiny(17);
   Bench exact(ref::ref_ops<double>());
   Random r(18);
-  for (const MatmulPath& path : matmul_paths())
+  for (const KernelPath& path : kernel_paths())
     for (const Type activation : {Type::f32, Type::bf16}) {
       Bench bench(cpu_ops(path.name, activation));
       for (const Placement placement : {Placement::none, Placement::prefix, Placement::suffix})
@@ -274,7 +274,7 @@ TEST(Encode, AnEmbeddingDependsOnItsTextOnly) {
 TEST(Encode, TextPassEmbedsWithoutPrompt) {
   TinyLlama tiny(19);
   Random r(20);
-  for (const MatmulPath& path : matmul_paths())
+  for (const KernelPath& path : kernel_paths())
     for (const Type activation : {Type::f32, Type::bf16}) {
       Bench bench(cpu_ops(path.name, activation));
       Embedding last(tiny.model, Placement::none, Pooling::last, r),
