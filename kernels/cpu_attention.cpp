@@ -29,9 +29,8 @@ struct Sizes {
 // [context][own] rows of one group as fp32 [rows, 2*G*D].
 void widen_keys_values(const Context& c, const Group& g, int64_t layer, const View& kv, float* to) {
   const auto decode = kernels(c).decode[static_cast<int>(kv.type)];
-  if (g.context.rows) decode(g.context.data + layer * g.context.layer_bytes, g.context.rows * kv.cols, to);
-  for (int64_t i = 0; i < g.rows; ++i)
-    decode(row_pointer(kv, g.row + i), kv.cols, to + (g.context.rows + i) * kv.cols);
+  if (g.context.rows) decode(g.context.data + layer * g.context.layer_bytes, 0, g.context.rows * kv.cols, to);
+  for (int64_t i = 0; i < g.rows; ++i) load_row(c, kv, g.row + i, to + (g.context.rows + i) * kv.cols);
 }
 
 }  // namespace

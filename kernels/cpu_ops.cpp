@@ -46,18 +46,19 @@ void rmsnorm_backward(const Context& c, View dy, View x, View w, double eps, Vie
 
 // ---- 4  rotary positions
 
-void turn(const Context& c, View x, const int32_t* positions, View turns, View y, float direction) {
+void turn(const Context& c, View x, const int32_t* positions, Turns turns, View y, float direction) {
   each_row(c, x.rows, x.cols, [&](int64_t i, float* yi) {
-    kernels(c).turn(f32(x, i), f32(turns, positions[i]), turns.cols, direction, x.cols, yi);
+    kernels(c).turn(f32(x, i), f32(turns.table, positions[i]), turns.halves, turns.table.cols, direction,
+                    x.cols, yi);
     store_row(c, yi, y, i);
   });
 }
 
-void rope(const Context& c, View x, const int32_t* positions, View turns, View y) {
+void rope(const Context& c, View x, const int32_t* positions, Turns turns, View y) {
   turn(c, x, positions, turns, y, 1.0f);
 }
 
-void rope_backward(const Context& c, View dy, const int32_t* positions, View turns, View dx) {
+void rope_backward(const Context& c, View dy, const int32_t* positions, Turns turns, View dx) {
   turn(c, dy, positions, turns, dx, -1.0f);
 }
 

@@ -10,7 +10,7 @@ inline const RowKernels& kernels(const Context& c) { return *c.ops->kernel_path-
 
 // Row i of any stored type as floats.
 inline void load_row(const Context& c, const View& v, int64_t i, float* to) {
-  kernels(c).decode[static_cast<int>(v.type)](row_pointer(v, i), v.cols, to);
+  kernels(c).decode[static_cast<int>(v.type)](v.data, i * v.stride, v.cols, to);
 }
 // Floats as row i of v (f32 or bf16), rounded once.
 inline void store_row(const Context& c, const float* x, const View& v, int64_t i) {

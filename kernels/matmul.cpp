@@ -65,8 +65,7 @@ struct Product {
 
 // Elements first .. first + count of a row, rounded to bf16 where the operands are.
 void operand(const Product& p, const View& v, int64_t row, int64_t first, int64_t count, float* to) {
-  const auto* from = static_cast<const std::byte*>(row_pointer(v, row)) + row_bytes(v.type, first);
-  p.path->row->decode[static_cast<int>(v.type)](from, count, to);
+  p.path->row->decode[static_cast<int>(v.type)](v.data, row * v.stride + first, count, to);
   if (p.bf16 && v.type != Type::bf16) p.path->row->round(to, count);
 }
 

@@ -22,23 +22,43 @@ namespace quest {
 class Threads;
 class Arena;
 
-enum class Type : uint8_t { f32, f16, bf16, q4_1, q8_0, ref_double, ref_complex };
+enum class Type : uint8_t {
+  f32,
+  f16,
+  bf16,  // plain: one by one
+  q4_0,
+  q4_1,
+  q5_0,
+  q5_1,
+  q8_0,
+  q4_k,
+  q5_k,
+  q6_k,  // GGUF's blocks
+  nf4,   // a view's data is an Nf4 (tile_math.h)
+  ref_double,
+  ref_complex
+};
 
 // A matrix somewhere in memory: rows x cols elements, `stride` elements from one row to the next.
-// Quantised types are weights only: rows are whole blocks, stride == cols.
+// Packed types are weights only: rows are whole blocks (but of nf4), stride == cols.
 struct View {
   void* data = nullptr;
   Type type = Type::f32;
   int64_t rows = 0, cols = 0, stride = 0;
 };
 
-constexpr int64_t block_size = 32;  // elements of a block of every packed type
+constexpr int64_t block_size = 32;  // packed types are decoded so many elements at a time, or a multiple
+
+struct Format {
+  int64_t elements, bytes;  // of a block
+};
+constexpr Format formats[] = {{1, 4},   {1, 2},     {1, 2},     {32, 18},   {32, 20}, {32, 22}, {32, 24},
+                              {32, 34}, {256, 144}, {256, 176}, {256, 210}, {2, 1},   {1, 8},   {1, 16}};
+constexpr const Format& format_of(Type type) { return formats[static_cast<int>(type)]; }
 
 // Of `cols` elements; of packed types a multiple of the block.
 inline int64_t row_bytes(Type type, int64_t cols) {
-  constexpr int64_t bytes[] = {4, 2, 2, 20, 34, 8, 16};  // of an element or a block
-  const bool packed = type == Type::q4_1 || type == Type::q8_0;
-  return (packed ? cols / block_size : cols) * bytes[static_cast<int>(type)];
+  return cols / format_of(type).elements * format_of(type).bytes;
 }
 
 inline void* row_pointer(const View& v, int64_t row) {
@@ -68,6 +88,13 @@ struct Group {
 
 struct Heads {
   int64_t heads, kv_heads, size;
+};
+
+// Rotary positions. GGUF stores the rows of q and k so that a head's elements 2j and 2j+1 turn together,
+// Hugging Face so that j and j + D/2 do.
+struct Turns {
+  View table;  // [P,D] f32: of row `position` the cosine of pair j at 2j, its sine at 2j+1
+  bool halves = false;
 };
 
 struct Pair {
@@ -121,11 +148,11 @@ struct Ops {
   // dx = (or +=) dy . w                         dy [R,m] acc (an operand: rounded to act), dx [R,n] acc
   void (*matmul_backward)(const Context&, View dy, View w, View dx, Into);
 
-  // Adjacent pairs (2j, 2j+1) of every head turn by angle position * frequency_j.
-  // x [R,heads*D] acc, turns [P,D] f32: cos at 2j, sin at 2j+1 of row `position`; y [R,heads*D] act
-  void (*rope)(const Context&, View x, const int32_t* positions, View turns, View y);
+  // Pair j of every head turns by the angle position * frequency_j.
+  // x [R,heads*D] acc, y [R,heads*D] act
+  void (*rope)(const Context&, View x, const int32_t* positions, Turns, View y);
   // dx = dy turned back                                              acc, acc
-  void (*rope_backward)(const Context&, View dy, const int32_t* positions, View turns, View dx);
+  void (*rope_backward)(const Context&, View dy, const int32_t* positions, Turns, View dx);
 
   // out = softmax(q k^T / sqrt(D)) v over [context][own rows up to the query's]; head h uses kv head h/(H/G)
   // q [Q,H*D] act, kv [R,2*G*D] act, out [Q,H*D] act

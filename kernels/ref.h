@@ -12,13 +12,14 @@
 #include <vector>
 
 #include "kernels/ops.h"
+#include "kernels/tile_math.h"
 
 namespace quest::ref {
 
 inline double real(double x) { return x; }
 inline double real(const std::complex<double>& x) { return x.real(); }
 
-// ---- weights, decoded: f32, f16, bf16, Q4_1: d * q + m, Q8_0: d * q (GGUF blocks of 32)
+// ---- weights, decoded one by one; the blocks are described in tile_math.h, by ggml and by bitsandbytes
 
 inline double half(const unsigned char* p) {  // IEEE 754 binary16
   const int bits = p[0] | p[1] << 8, exponent = bits >> 10 & 31, fraction = bits & 1023;
@@ -29,9 +30,19 @@ inline double half(const unsigned char* p) {  // IEEE 754 binary16
 }
 
 inline double weight(const View& w, int64_t row, int64_t col) {
+  const int64_t at = row * w.stride + col, e = at % format_of(w.type).elements, j = e / 32, l = e % 32;
   const auto* bytes = static_cast<const unsigned char*>(w.data);
-  const int64_t at = row * w.stride + col, e = at % 32;
-  const unsigned char* block;
+  const auto* block = bytes + at / format_of(w.type).elements * format_of(w.type).bytes;
+  const auto nibble = [&](int from) { return block[from + e % 16] >> e / 16 * 4 & 15; };
+  const auto fifth = [&](int from) { return (block[from + e / 8] >> e % 8 & 1) * 16; };
+  const auto k_quant = [&](int fifths, int nibbles) {
+    const auto* s = block + 4;
+    const int scale = j < 4 ? s[j] % 64 : s[j + 4] % 16 + s[j - 4] / 64 * 16;
+    const int least = j < 4 ? s[j + 4] % 64 : s[j + 4] / 16 + s[j] / 64 * 16;
+    const int high = fifths ? block[fifths + l] >> j & 1 : 0;
+    const int code = (block[nibbles + j / 2 * 32 + l] >> j % 2 * 4 & 15) + 16 * high;
+    return half(block) * scale * code - half(block + 2) * least;
+  };
   float f;
   switch (w.type) {
     case Type::f32: std::memcpy(&f, bytes + 4 * at, 4); return f;
@@ -41,12 +52,24 @@ inline double weight(const View& w, int64_t row, int64_t col) {
       std::memcpy(&f, &bits, 4);
       return f;
     }
-    case Type::q4_1:
-      block = bytes + at / 32 * 20;
-      return half(block) * (block[4 + e % 16] >> (e < 16 ? 0 : 4) & 15) + half(block + 2);
-    case Type::q8_0:
-      block = bytes + at / 32 * 34;
-      return half(block) * static_cast<signed char>(block[2 + e]);
+    case Type::q4_0: return half(block) * (nibble(2) - 8);
+    case Type::q4_1: return half(block) * nibble(4) + half(block + 2);
+    case Type::q5_0: return half(block) * (nibble(6) + fifth(2) - 16);
+    case Type::q5_1: return half(block) * (nibble(8) + fifth(4)) + half(block + 2);
+    case Type::q8_0: return half(block) * static_cast<signed char>(block[2 + e]);
+    case Type::q4_k: return k_quant(0, 16);
+    case Type::q5_k: return k_quant(16, 48);
+    case Type::q6_k: {
+      const int low = block[j / 4 * 64 + j % 2 * 32 + l] >> j % 4 / 2 * 4 & 15;
+      const int high = block[128 + j / 4 * 32 + l] >> j % 4 * 2 & 3;
+      return half(block + 208) * static_cast<signed char>(block[192 + e / 16]) * (low + 16 * high - 32);
+    }
+    case Type::nf4: {
+      const auto& n = *static_cast<const Nf4*>(w.data);
+      const float scale = n.absmax ? n.absmax[at / 64]
+                                   : n.scale_map[n.scale_codes[at / 64]] * n.nested[at / 16384] + n.offset;
+      return n.book[n.codes[at / 2] >> (1 - at % 2) * 4 & 15] * scale;  // all in fp32: so is the format
+    }
     default: return NAN;
   }
 }
@@ -155,21 +178,24 @@ struct Over {
 
   // ---- 4  rotary positions
 
-  static void turn(Mat x, const int32_t* positions, View turns, Mat y, double direction) {
+  static void turn(Mat x, const int32_t* positions, Turns turns, Mat y, double direction) {
+    const int64_t D = turns.table.cols;
     for (int64_t i = 0; i < x.rows; ++i)
-      for (int64_t j = 0; j < x.cols; j += 2) {
-        const double c = weight(turns, positions[i], j % turns.cols);
-        const double s = direction * weight(turns, positions[i], j % turns.cols + 1);
-        const T a = x(i, j), b = x(i, j + 1);
-        y(i, j) = a * c - b * s;
-        y(i, j + 1) = a * s + b * c;
-      }
+      for (int64_t h = 0; h < x.cols; h += D)
+        for (int64_t j = 0; j < D / 2; ++j) {
+          const double c = weight(turns.table, positions[i], 2 * j);
+          const double s = direction * weight(turns.table, positions[i], 2 * j + 1);
+          const int64_t at = h + (turns.halves ? j : 2 * j), other = at + (turns.halves ? D / 2 : 1);
+          const T a = x(i, at), b = x(i, other);
+          y(i, at) = a * c - b * s;
+          y(i, other) = a * s + b * c;
+        }
   }
 
-  static void rope(Mat x, const int32_t* positions, View turns, Mat y) { turn(x, positions, turns, y, 1); }
+  static void rope(Mat x, const int32_t* positions, Turns turns, Mat y) { turn(x, positions, turns, y, 1); }
 
   // y = turn(angle) x;  the transpose of a rotation is the rotation back
-  static void rope_backward(Mat dy, const int32_t* positions, View turns, Mat dx) {
+  static void rope_backward(Mat dy, const int32_t* positions, Turns turns, Mat dx) {
     turn(dy, positions, turns, dx, -1);
   }
 

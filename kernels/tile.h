@@ -8,8 +8,9 @@ namespace quest {
 // What a path offers beside its register tile, with the same bits for every path. n: floats of a row. Outputs
 // overlap no input, but for y of swiglu, which may be gate.
 struct RowKernels {
-  // out[i] = element i of a packed or plain row, in the order of Type: f32, f16, bf16, q4_1, q8_0
-  void (*decode[5])(const void* from, int64_t count, float* out);
+  // out[i] = element at + i of a stored matrix whose rows follow each other, in the order of Type. Of packed
+  // types `at` and `count` are multiples of 32 (of nf4 any numbers).
+  void (*decode[12])(const void* from, int64_t at, int64_t count, float* out);
   void (*store_f32)(const float* x, int64_t n, bool add, void* y);   // y = (or +=) x
   void (*store_bf16)(const float* x, int64_t n, bool add, void* y);  // the same, rounded once
   void (*round)(float* x, int64_t n);                                // x = bf16(x)
@@ -17,7 +18,8 @@ struct RowKernels {
                     float* to);  // [rows][32] -> [columns][rows]
   void (*rmsnorm)(const float* x, const float* w, float eps, int64_t n, float* y);
   void (*rmsnorm_backward)(const float* dy, const float* x, const float* w, float eps, int64_t n, float* dx);
-  void (*turn)(const float* x, const float* turns, int64_t size, float direction, int64_t n, float* y);
+  void (*turn)(const float* x, const float* turns, bool halves, int64_t size, float direction, int64_t n,
+               float* y);
   void (*swiglu)(const float* gate, const float* up, int64_t n, float* y);
   void (*swiglu_backward)(const float* dy, const float* gate, const float* up, int64_t n, float* dgate,
                           float* dup);

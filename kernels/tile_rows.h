@@ -10,30 +10,85 @@ namespace quest {
 
 namespace {
 
-void decode_f32(const void* from, int64_t count, float* out) { memcpy(out, from, sizeof(float) * count); }
-
-void decode_f16(const void* from, int64_t count, float* out) {
-  for (int64_t i = 0; i < count; ++i) out[i] = from_f16(static_cast<const uint16_t*>(from)[i]);
+void decode_f32(const void* from, int64_t at, int64_t count, float* out) {
+  memcpy(out, static_cast<const char*>(from) + 4 * at, 4 * count);
 }
 
-void decode_bf16(const void* from, int64_t count, float* out) {
-  for (int64_t i = 0; i < count; ++i) out[i] = from_bf16(static_cast<const uint16_t*>(from)[i]);
-}
-
-void decode_q4_1(const void* from, int64_t count, float* out) {
-  for (const auto* block = static_cast<const BlockQ4_1*>(from); count > 0; ++block, count -= 32, out += 32) {
-    const BlockQ4_1 b = *block;
-    const float d = from_f16(b.d), m = from_f16(b.m);
-    for (int e = 0; e < 16; ++e) out[e] = d * static_cast<float>(b.nibbles[e] & 15) + m;
-    for (int e = 0; e < 16; ++e) out[e + 16] = d * static_cast<float>(b.nibbles[e] >> 4) + m;
+template <float (*value)(uint16_t)>
+void decode_16(const void* from, int64_t at, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    uint16_t bits;  // a tensor in a safetensors file may start at an odd address
+    memcpy(&bits, static_cast<const char*>(from) + 2 * (at + i), 2);
+    out[i] = value(bits);
   }
 }
 
-void decode_q8_0(const void* from, int64_t count, float* out) {
-  for (const auto* block = static_cast<const BlockQ8_0*>(from); count > 0; ++block, count -= 32, out += 32) {
+template <class Block, int zero>
+void decode_nibbles(const void* from, int64_t at, int64_t count, float* out) {
+  for (const auto* block = static_cast<const Block*>(from) + at / 32; count > 0;
+       ++block, count -= 32, out += 32) {
+    const Block b = *block;
+    const float d = from_f16(b.d);
+    float m = 0;
+    uint32_t high = 0;
+    if constexpr (requires { b.m; }) m = from_f16(b.m);
+    if constexpr (requires { b.high; }) memcpy(&high, b.high, 4);
+    const auto value = [&](int q) {
+      const float x = d * static_cast<float>(q - zero);
+      if constexpr (requires { b.m; }) return x + m;
+      return x;
+    };
+    for (int e = 0; e < 16; ++e) out[e] = value((b.nibbles[e] & 15) | (high >> e & 1) << 4);
+    for (int e = 0; e < 16; ++e) out[e + 16] = value(b.nibbles[e] >> 4 | (high >> (e + 16) & 1) << 4);
+  }
+}
+
+void decode_q8_0(const void* from, int64_t at, int64_t count, float* out) {
+  for (const auto* block = static_cast<const BlockQ8_0*>(from) + at / 32; count > 0;
+       ++block, count -= 32, out += 32) {
     const BlockQ8_0 b = *block;
     const float d = from_f16(b.d);
     for (int e = 0; e < 32; ++e) out[e] = d * static_cast<float>(b.values[e]);
+  }
+}
+
+template <class Block>
+void decode_k(const void* from, int64_t at, int64_t count, float* out) {
+  for (; count > 0; at += 32, count -= 32, out += 32) {
+    const Block& b = static_cast<const Block*>(from)[at / 256];
+    const int64_t j = at % 256 / 32;
+    const uint8_t *s = b.scales, *low = b.nibbles + j / 2 * 32;
+    const int S = j < 4 ? s[j] & 63 : (s[j + 4] & 15) | s[j - 4] >> 6 << 4;
+    const int M = j < 4 ? s[j + 4] & 63 : s[j + 4] >> 4 | s[j] >> 6 << 4;
+    const float scale = from_f16(b.d) * static_cast<float>(S), least = from_f16(b.m) * static_cast<float>(M);
+    for (int e = 0; e < 32; ++e) {
+      int q = low[e] >> (j % 2 * 4) & 15;
+      if constexpr (requires { b.high; }) q |= (b.high[e] >> j & 1) << 4;
+      out[e] = scale * static_cast<float>(q) - least;
+    }
+  }
+}
+
+void decode_q6_k(const void* from, int64_t at, int64_t count, float* out) {
+  for (; count > 0; at += 32, count -= 32, out += 32) {
+    const BlockQ6_K& b = static_cast<const BlockQ6_K*>(from)[at / 256];
+    const int64_t j = at % 256 / 32, k = j % 4;
+    const uint8_t *low = b.nibbles + j / 4 * 64 + k % 2 * 32, *high = b.high + j / 4 * 32;
+    const float d = from_f16(b.d);
+    for (int e = 0; e < 32; ++e) {
+      const int q = (low[e] >> (k / 2 * 4) & 15) | (high[e] >> (2 * k) & 3) << 4;
+      out[e] = d * static_cast<float>(b.scales[2 * j + e / 16]) * static_cast<float>(q - 32);
+    }
+  }
+}
+
+void decode_nf4(const void* from, int64_t at, int64_t count, float* out) {
+  const Nf4& w = *static_cast<const Nf4*>(from);
+  for (const int64_t end = at + count; at < end;) {
+    const int64_t block = at / 64, stop = end < 64 * (block + 1) ? end : 64 * (block + 1);
+    const float scale =
+        w.absmax ? w.absmax[block] : w.scale_map[w.scale_codes[block]] * w.nested[block / 256] + w.offset;
+    for (; at < stop; ++at) *out++ = w.book[w.codes[at / 2] >> (at % 2 ? 0 : 4) & 15] * scale;
   }
 }
 
@@ -74,16 +129,25 @@ void rmsnorm_backward(const float* dy, const float* x, const float* w, float eps
   for (int64_t j = 0; j < n; ++j) dx[j] += r * w[j] * dy[j] - scale * x[j];
 }
 
-// turns [size]: cosine and sine in turn, the same for every head; direction -1 turns back. The real parts,
-// then the imaginary ones: of both in one loop g++ 12 makes fused fmaddsub, in spite of -ffp-contract=off.
-void turn(const float* x, const float* turns, int64_t size, float direction, int64_t n, float* y) {
+// turns [size]: cosine and sine of each pair in turn, the same for every head; direction -1 turns back. The
+// real parts, then the imaginary ones: of both in one loop g++ 12 makes fused fmaddsub, in spite of
+// -ffp-contract=off.
+template <bool halves>
+void turn_pairs(const float* x, const float* turns, int64_t size, float direction, int64_t n, float* y) {
+  const int64_t step = halves ? 1 : 2, other = halves ? size / 2 : 1;
   for (int64_t head = 0; head < n; head += size) {
-    const float* xh = x + head;
+    const float *a = x + head, *b = a + other;
     float* yh = y + head;
-    for (int64_t j = 0; j < size; j += 2) yh[j] = xh[j] * turns[j] - xh[j + 1] * (direction * turns[j + 1]);
-    for (int64_t j = 0; j < size; j += 2)
-      yh[j + 1] = xh[j] * (direction * turns[j + 1]) + xh[j + 1] * turns[j];
+    for (int64_t j = 0; j < size / 2; ++j)
+      yh[j * step] = a[j * step] * turns[2 * j] - b[j * step] * (direction * turns[2 * j + 1]);
+    for (int64_t j = 0; j < size / 2; ++j)
+      yh[j * step + other] = a[j * step] * (direction * turns[2 * j + 1]) + b[j * step] * turns[2 * j];
   }
+}
+
+void turn(const float* x, const float* turns, bool halves, int64_t size, float direction, int64_t n,
+          float* y) {
+  (halves ? turn_pairs<true> : turn_pairs<false>)(x, turns, size, direction, n, y);
 }
 
 void swiglu(const float* gate, const float* up, int64_t n, float* y) {
@@ -136,18 +200,21 @@ void attention_backward(const float* dout, const float* q, const float* k, const
   }
 }
 
-constexpr RowKernels row_kernels = {{decode_f32, decode_f16, decode_bf16, decode_q4_1, decode_q8_0},
-                                    store_f32,
-                                    store_bf16,
-                                    round_row,
-                                    transpose,
-                                    rmsnorm,
-                                    rmsnorm_backward,
-                                    turn,
-                                    swiglu,
-                                    swiglu_backward,
-                                    attention,
-                                    attention_backward};
+constexpr RowKernels row_kernels = {
+    {decode_f32, decode_16<from_f16>, decode_16<from_bf16>, decode_nibbles<BlockQ4_0, 8>,
+     decode_nibbles<BlockQ4_1, 0>, decode_nibbles<BlockQ5_0, 16>, decode_nibbles<BlockQ5_1, 0>, decode_q8_0,
+     decode_k<BlockQ4_K>, decode_k<BlockQ5_K>, decode_q6_k, decode_nf4},
+    store_f32,
+    store_bf16,
+    round_row,
+    transpose,
+    rmsnorm,
+    rmsnorm_backward,
+    turn,
+    swiglu,
+    swiglu_backward,
+    attention,
+    attention_backward};
 
 }  // namespace
 

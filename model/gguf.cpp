@@ -108,12 +108,10 @@ void Gguf::read_value(Reader& reader) {
 }
 
 void Gguf::read_tensor(Reader& reader) {
-  static constexpr struct {
-    uint32_t id;  // ggml's
-    Type type;
-    int64_t block;  // elements
-  } types[] = {
-      {0, Type::f32, 1}, {1, Type::f16, 1}, {3, Type::q4_1, 32}, {8, Type::q8_0, 32}, {30, Type::bf16, 1}};
+  static constexpr std::pair<uint32_t, Type> types[] = {
+      // by ggml's number
+      {0, Type::f32},  {1, Type::f16},  {30, Type::bf16}, {2, Type::q4_0},  {3, Type::q4_1}, {6, Type::q5_0},
+      {7, Type::q5_1}, {8, Type::q8_0}, {12, Type::q4_k}, {13, Type::q5_k}, {14, Type::q6_k}};
   static constexpr const char* names[] = {// for messages
                                           "F32",     "F16",   "Q4_0",   "Q4_1",  "Q4_2",    "Q4_3",
                                           "Q5_0",    "Q5_1",  "Q8_0",   "Q8_1",  "Q2_K",    "Q3_K",
@@ -130,15 +128,16 @@ void Gguf::read_tensor(Reader& reader) {
   for (uint32_t i = 0; i < 4; ++i) t.ne[i] = i < dimensions ? reader.number<int64_t>() : 1;
   const uint32_t id = reader.number<uint32_t>();
   const auto type =
-      std::find_if(std::begin(types), std::end(types), [&](const auto& w) { return w.id == id; });
+      std::find_if(std::begin(types), std::end(types), [&](const auto& w) { return w.first == id; });
   if (type == std::end(types))
-    refuse(reader.place, "type F32, F16, BF16, Q4_1 or Q8_0",
+    refuse(reader.place, "type F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K or Q6_K",
            id < std::size(names) ? names[id] : std::to_string(id), "convert the model to one of these");
-  if (t.ne[0] % type->block)
-    reader.refuse(format("rows of whole blocks of %ld", type->block), std::to_string(t.ne[0]));
-  t.type = type->type;
-  t.bytes = t.block = row_bytes(type->type, type->block);
-  for (const int64_t n : {t.ne[0] / type->block, t.ne[1], t.ne[2], t.ne[3]})
+  const Format format_here = format_of(type->second);
+  if (t.ne[0] % format_here.elements)
+    reader.refuse(format("rows of whole blocks of %ld", format_here.elements), std::to_string(t.ne[0]));
+  t.type = type->second;
+  t.bytes = format_here.bytes;
+  for (const int64_t n : {t.ne[0] / format_here.elements, t.ne[1], t.ne[2], t.ne[3]})
     if (n < 1 || __builtin_mul_overflow(t.bytes, n, &t.bytes))
       reader.refuse("dimensions of at least 1 and below 2^63 bytes in all", std::to_string(n));
   t.offset = reader.number<uint64_t>();

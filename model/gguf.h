@@ -27,8 +27,8 @@ class Gguf {
     Type type;
     int64_t ne[4];  // elements: ne[0] runs fastest (the inputs of a linear layer), ne[1] counts rows
     const std::byte* data;
-    int64_t bytes, block;  // in all, and of a block of the type
-    uint64_t offset;       // within the data, as the file says
+    int64_t bytes;
+    uint64_t offset;  // within the data, as the file says
   };
 
   explicit Gguf(const MappedFile& file);  // the file must outlive this object
@@ -49,8 +49,8 @@ class Gguf {
   const std::vector<std::string_view>& texts(std::string_view key) const {
     return value(key, "array of string").texts;
   }
-  const std::vector<double>& integers(std::string_view key) const {
-    return value(key, "array of integer").numbers;
+  const std::vector<double>& numbers(std::string_view key, const char* kind) const {
+    return value(key, kind).numbers;  // kind: "array of integer", "array of float"
   }
 
   const std::vector<Tensor>& tensors() const { return tensors_; }  // in the order of their data

@@ -24,12 +24,12 @@ struct TinyLlama {
                              weights(r, kv, d, type, 0.15), weights(r, d, q, type, 0.15), norm(r, d),
                              weights(r, model.mlp, d, type, 0.15), weights(r, model.mlp, d, type, 0.15),
                              weights(r, d, model.mlp, type, 0.15)});
-    model.turns = plain(model.max_positions, 16);
+    model.turns.table = plain(model.max_positions, 16);
     for (int64_t p = 0; p < model.max_positions; ++p)
       for (int64_t j = 0; j < 16; j += 2) {
         const double angle = static_cast<double>(p) * std::pow(100.0, -static_cast<double>(j) / 16);
-        static_cast<float*>(model.turns.data)[p * 16 + j] = static_cast<float>(std::cos(angle));
-        static_cast<float*>(model.turns.data)[p * 16 + j + 1] = static_cast<float>(std::sin(angle));
+        static_cast<float*>(model.turns.table.data)[p * 16 + j] = static_cast<float>(std::cos(angle));
+        static_cast<float*>(model.turns.table.data)[p * 16 + j + 1] = static_cast<float>(std::sin(angle));
       }
   }
   TinyLlama(const TinyLlama&) = delete;

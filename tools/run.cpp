@@ -158,7 +158,7 @@ int info(const std::string& path) {
          "%s: expected a run (config.json) or a dataset (meta.json), found neither; give another folder",
          path.c_str());
   } else {
-    const auto m = load_gguf(path);
+    const auto m = load_model(path);
     printf("model %s: %ld layers, width %ld, %ld heads over %ld KV heads of %ld, MLP %ld, vocabulary %ld\n",
            m->name.c_str(), m->layers, m->width, m->heads.heads, m->heads.kv_heads, m->heads.size, m->mlp,
            m->vocabulary);

@@ -22,8 +22,8 @@ bool Interrupt::requested() {
 }
 
 Engine::Engine(const Settings& s)
-    : model(load_gguf(s.model.empty() ? default_model_path() : s.model)),
-      tokenizer(new Tokenizer(Gguf(model->file))),
+    : model(load_model(s.model.empty() ? default_model_path() : s.model)),
+      tokenizer(new Tokenizer(read_vocabulary(model->path))),
       threads(s.threads),
       arena(available_memory()),
       ops(cpu_ops(s.kernels.empty() ? nullptr : s.kernels.c_str(),

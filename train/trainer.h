@@ -5,9 +5,9 @@
 #include <variant>
 
 #include "index/metrics.h"
+#include "model/tensors.h"
 #include "train/step.h"
 #include "train/task.h"
-#include "train/tensors.h"
 
 namespace quest {
 

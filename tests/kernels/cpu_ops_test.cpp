@@ -382,23 +382,28 @@ TEST(CpuOps, Rope) {
     Backends b(type);
     for (const int64_t size : {2, 16, 18, 64})
       for (const int64_t heads : {1, 3})
-        for (const int64_t rows : sizes) {
+        for (const int64_t rows : sizes)
+         for (const bool halves : {false, true}) {
           const int64_t width = heads * size;
           Matrix turns = f32(9, size).random(r);  // any numbers: an angle that is none shows every index
+          const Turns t{turns.view(), halves};
           const auto at = random_rows(r, rows, 9);
           const auto tolerance = [&](Matrices& y, int64_t i, int64_t j, double direction, Type stored) {
             const auto p = at[static_cast<size_t>(i)];
-            const int64_t even = j % size / 2 * 2;  // |a cos| + |b sin|, each rounded, then their sum
+            const int64_t half = size / 2, place = j % size;
+            const int64_t even = halves ? place % half * 2 : place / 2 * 2;
+            const int64_t partner = !halves ? j ^ 1 : place < half ? j + half : j - half;
+            // |a cos| + |b sin|, each rounded, then their sum
             const double cosine = std::abs(turns.at(p, even)),
                          sine = std::abs(direction * turns.at(p, even + 1));
-            const double self = std::abs(y[0].at(i, j)), other = std::abs(y[0].at(i, j ^ 1));
+            const double self = std::abs(y[0].at(i, j)), other = std::abs(y[0].at(i, partner));
             return eps32 * 2 * (self * cosine + other * sine) + store_error(stored) * std::abs(y[1].at(i, j));
           };
           check({"rope",
                  {f32(rows, width).random(r)},
                  {Matrix(rows, width, type)},
                  [&](const Context& c, const auto& v, int64_t first) {
-                   c.ops->rope(c, v[0], at.data() + first, turns.view(), v[1]);
+                   c.ops->rope(c, v[0], at.data() + first, t, v[1]);
                  },
                  [&](Matrices& x, size_t, int64_t i, int64_t j) { return tolerance(x, i, j, 1, type); }},
                 b);
@@ -407,12 +412,12 @@ TEST(CpuOps, Rope) {
               {f32(rows, width).random(r)},
               {f32(rows, width)},
               [&](const Context& c, const auto& v, int64_t first) {
-                c.ops->rope_backward(c, v[0], at.data() + first, turns.view(), v[1]);
+                c.ops->rope_backward(c, v[0], at.data() + first, t, v[1]);
               },
               [&](Matrices& x, size_t, int64_t i, int64_t j) { return tolerance(x, i, j, -1, Type::f32); }};
           check(backward, b);
           Matrix apart = run(backward, b.one)[0], in_place = backward.in[0];  // as the graph calls it
-          b.two.ops.rope_backward(b.two.context, in_place.view(), at.data(), turns.view(), in_place.view());
+          b.two.ops.rope_backward(b.two.context, in_place.view(), at.data(), t, in_place.view());
           EXPECT_TRUE(same_bits(in_place, apart)) << "rope_backward in place";
         }
   }

@@ -13,10 +13,10 @@
 
 namespace quest {
 
-// out[i] = element first + i of a row; of packed types first and count are whole blocks.
+// out[i] = element first + i of a row; of packed types first and count are multiples of 32.
 inline void decode(Type type, const void* row, int64_t first, int64_t count, float* out,
                    const RowKernels& kernels = rows_portable) {
-  kernels.decode[static_cast<int>(type)](static_cast<const std::byte*>(row) + row_bytes(type, first), count, out);
+  kernels.decode[static_cast<int>(type)](row, first, count, out);
 }
 
 inline uint16_t to_f16(float f) {  // to the nearest, ties to even
@@ -49,10 +49,37 @@ inline BlockQ8_0 encode_q8_0(const float* x) {
   return b;
 }
 
-// count elements (a multiple of 32 for packed types) as bytes of the given type.
+constexpr Type stored_types[] = {Type::f32,  Type::f16,  Type::bf16, Type::q4_0, Type::q4_1, Type::q5_0,
+                                 Type::q5_1, Type::q8_0, Type::q4_k, Type::q5_k, Type::q6_k};
+
+// Where the f16 fields of a packed type's block stand.
+inline std::vector<int64_t> halves_of(Type type) {
+  if (type == Type::q6_k) return {208};
+  const bool least = type == Type::q4_1 || type == Type::q5_1 || type == Type::q4_k || type == Type::q5_k;
+  return least ? std::vector<int64_t>{0, 2} : std::vector<int64_t>{0};
+}
+
+// Blocks of bytes from a fixed generator; the high byte of every f16 field is `high`: 0x2c, small scales.
+inline std::vector<uint8_t> random_blocks(Type type, int64_t count, uint32_t seed = 1, uint8_t high = 0x2c) {
+  const Format f = format_of(type);
+  std::vector<uint8_t> out(static_cast<size_t>(count / f.elements * f.bytes));
+  for (uint8_t& byte : out) {
+    seed = seed * 1664525 + 1013904223;
+    byte = static_cast<uint8_t>(seed >> 8);
+  }
+  for (size_t b = 0; b < out.size(); b += static_cast<size_t>(f.bytes))
+    for (const int64_t at : halves_of(type)) out[b + static_cast<size_t>(at) + 1] = high;
+  return out;
+}
+
+// count elements as bytes of the given type (a multiple of its block); of types that only others write, random
+// blocks.
 inline std::vector<uint8_t> encode(Type type, const float* x, int64_t count) {
+  const int64_t block = format_of(type).elements;
+  if (block > 1 && type != Type::q4_1 && type != Type::q8_0)
+    return random_blocks(type, count, static_cast<uint32_t>(1e6f * x[0]), 0x20);
   std::vector<uint8_t> out(static_cast<size_t>(row_bytes(type, count)));
-  for (int64_t i = 0; i < count; i += type == Type::q4_1 || type == Type::q8_0 ? block_size : 1) {
+  for (int64_t i = 0; i < count; i += block) {
     uint8_t* to = out.data() + row_bytes(type, i);
     const uint16_t half = type == Type::f16 ? to_f16(x[i]) : to_bf16(x[i]);
     if (type == Type::f32) memcpy(to, x + i, 4);

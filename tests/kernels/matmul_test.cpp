@@ -1,4 +1,5 @@
 #include "kernels/matmul.h"
+#include "kernels/nf4.h"
 
 #include <gtest/gtest.h>
 
@@ -68,19 +69,24 @@ struct Weights {
   Type type;
   int64_t rows, cols;
   std::vector<uint8_t> bytes;
+  Nf4Matrix quantized;
+  Nf4 nf4{};
   std::vector<float> values;  // as decoded
 
   Weights(Type t, int64_t m, int64_t n, uint64_t seed) : type(t), rows(m), cols(n) {
     values.resize(static_cast<size_t>(m * n));
     uint64_t i = 0;
     for (float& v : values) v = static_cast<float>(random_uniform(seed, 2, i++) - 0.4);
-    for (int64_t r = 0; r < m; ++r) {
-      const std::vector<uint8_t> row = encode(t, values.data() + r * n, n);
-      bytes.insert(bytes.end(), row.begin(), row.end());
-      decode(t, row.data(), 0, n, values.data() + r * n);
-    }
+    if (t == Type::nf4)
+      quantized = quantize_nf4(values.data(), m * n);
+    else
+      bytes = encode(t, values.data(), m * n);
+    decode(t, view().data, 0, m * n, values.data());
   }
-  View view() { return {bytes.data(), type, rows, cols, cols}; }
+  View view() {
+    nf4 = quantized.view();
+    return {type == Type::nf4 ? static_cast<void*>(&nf4) : bytes.data(), type, rows, cols, cols};
+  }
 };
 
 struct Multiply {
@@ -108,14 +114,16 @@ float weight(const Weights& w, bool forward, int64_t k, int64_t n) {
 struct Shape { int64_t rows, outputs, inputs; };  // x [rows, inputs] . w [outputs, inputs]
 
 bool fits(Shape s, Type type) {
-  return (type != Type::q4_1 && type != Type::q8_0) || s.inputs % block_size == 0;
+  return type == Type::nf4 || s.inputs % format_of(type).elements == 0;
 }
 
 constexpr Shape shapes[] = {
     {1, 1, 32},   {2, 3, 64},   {3, 31, 96},    {7, 32, 288}, {12, 33, 576}, {13, 64, 32},
     {15, 96, 96}, {17, 192, 64}, {31, 97, 32},  {33, 96, 64}, {1, 192, 1536}, {2, 385, 96},
+    {5, 50, 256},  {13, 97, 768},
     {3, 5, 1},    {8, 49, 7},   {9, 48, 33},    {7, 17, 385}, {24, 1, 767},  {5, 800, 31}};
-constexpr Type weight_types[] = {Type::f32, Type::f16, Type::bf16, Type::q4_1, Type::q8_0};
+constexpr Type weight_types[] = {Type::f32,  Type::f16,  Type::bf16, Type::q4_0, Type::q4_1, Type::q5_0,
+                                 Type::q5_1, Type::q8_0, Type::q4_k, Type::q5_k, Type::q6_k, Type::nf4};
 
 // The product in double from rounded operands: sums of products, and of their sizes.
 struct Truth {

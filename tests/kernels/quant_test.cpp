@@ -10,6 +10,8 @@
 
 #include "kernels/base/error.h"
 #include "kernels/base/random.h"
+#include "kernels/nf4.h"
+#include "kernels/ref.h"
 #include "tests/kernels/encode.h"
 
 using namespace quest;
@@ -20,29 +22,97 @@ unsigned long crc(const void* data, size_t size) {
   return crc32(0, static_cast<const Bytef*>(data), static_cast<uInt>(size));
 }
 
-// 64 blocks of bytes from a fixed generator; the high byte of every f16 header field is 0x2c: small scales.
-std::vector<uint8_t> golden_blocks(size_t block_bytes, std::vector<size_t> high_bytes) {
-  std::vector<uint8_t> out(64 * block_bytes);
-  uint32_t s = 1;
-  for (size_t i = 0; i < out.size(); ++i) {
-    s = s * 1664525 + 1013904223;
-    out[i] = static_cast<uint8_t>(s >> 8);
+TEST(Quant, BlocksDecodeToTheBitsOfGgml) {  // sums of ggml-quants.c's own bytes and floats
+  struct Golden {
+    Type type;
+    unsigned long in, out;
+  };
+  for (const auto& [type, in, out] : {Golden{Type::q4_0, 0xc08e21a6, 0x9bfaac39}, {Type::q4_1, 0xe7514038, 0x4dabc32e},
+                                      {Type::q5_0, 0x8db6c52e, 0xfa28d6b2}, {Type::q5_1, 0xdbd5ea09, 0x9887ad5f},
+                                      {Type::q8_0, 0x57fa8a11, 0xd77dc628}, {Type::q4_k, 0x28a5da69, 0x9e1ede9f},
+                                      {Type::q5_k, 0xac7f9f18, 0xda4ac558}, {Type::q6_k, 0xa9c6db53, 0xce6d5565}}) {
+    const int64_t count = 64 * format_of(type).elements;
+    const std::vector<uint8_t> blocks = random_blocks(type, count);
+    EXPECT_EQ(crc(blocks.data(), blocks.size()), in) << static_cast<int>(type);
+    std::vector<float> values(static_cast<size_t>(count));
+    decode(type, blocks.data(), 0, count, values.data());
+    EXPECT_EQ(crc(values.data(), values.size() * 4), out) << static_cast<int>(type);
   }
-  for (size_t b = 0; b < 64; ++b)
-    for (size_t at : high_bytes) out[b * block_bytes + at] = 0x2c;
-  return out;
 }
 
-TEST(Quant, BlocksDecodeToTheBitsOfGgml) {  // sums of ggml-quants.c's own bytes and floats
-  std::vector<float> out(64 * 32);
-  const std::vector<uint8_t> q4 = golden_blocks(sizeof(BlockQ4_1), {1, 3});
-  EXPECT_EQ(crc(q4.data(), q4.size()), 0xe7514038u);
-  decode(Type::q4_1, q4.data(), 0, 64 * 32, out.data());
-  EXPECT_EQ(crc(out.data(), out.size() * 4), 0x4dabc32eu);
-  const std::vector<uint8_t> q8 = golden_blocks(sizeof(BlockQ8_0), {1});
-  EXPECT_EQ(crc(q8.data(), q8.size()), 0x57fa8a11u);
-  decode(Type::q8_0, q8.data(), 0, 64 * 32, out.data());
-  EXPECT_EQ(crc(out.data(), out.size() * 4), 0xd77dc628u);
+// The reference decodes element by element, without rounding on the way.
+TEST(Quant, TheReferenceAgrees) {
+  for (const Type type : stored_types) {
+    constexpr int64_t rows = 3, cols = 512;
+    std::vector<float> x(rows * cols), values(x.size());
+    for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(random_uniform(4, 0, i)) - 0.3f;
+    std::vector<uint8_t> bytes = encode(type, x.data(), rows * cols);
+    const View view{bytes.data(), type, rows, cols, cols};
+    decode(type, bytes.data(), 0, rows * cols, values.data());
+    double largest = 0;
+    for (const float v : values) largest = std::max(largest, std::fabs(static_cast<double>(v)));
+    for (int64_t i = 0; i < rows * cols; ++i)
+      EXPECT_TRUE(std::fabs(ref::weight(view, i / cols, i % cols) - values[static_cast<size_t>(i)]) <= 0x1p-22 * largest)
+          << static_cast<int>(type) << " " << i;
+  }
+}
+
+// The numbers of bitsandbytes' own functions on 65,536 values with a block of zeros, but for what is written there
+// (code 7 for the zeros) and the search of the scales' codes, which is exact here.
+TEST(Quant, Nf4IsThatOfBitsandbytes) {
+  std::vector<float> w(65536), absmax, scales(1024), values(w.size());
+  uint32_t s = 1;
+  for (float& x : w) {
+    uint32_t sum = 0;
+    for (int i = 0; i < 4; ++i) s = s * 1664525 + 1013904223, sum += s >> 8 & 0xffff;
+    x = static_cast<float>((static_cast<double>(sum) - 131070) / 0x1p20);
+  }
+  std::fill_n(w.begin() + 320, 64, 0.0f);
+  const auto sum = [](const auto& v) { return crc(v.data(), v.size() * sizeof v[0]); };
+  ASSERT_EQ(sum(w), 0xdeafa0ac);
+  const Nf4Matrix m = quantize_nf4(w.data(), std::ssize(w), &absmax);
+  EXPECT_EQ(sum(m.codes), 0x92e746d9);
+  EXPECT_EQ(sum(absmax), 0x6cae0b19);
+  EXPECT_EQ(m.offset, 0.0879330486f);
+  EXPECT_EQ(sum(nf4_scale_map()), 0x416941e6);
+  EXPECT_EQ(sum(m.scale_codes), 0x8b459aac);
+  EXPECT_EQ(sum(m.nested), 0x9e6f54ba);
+  const Nf4 view = m.view();
+  for (size_t b = 0; b < scales.size(); ++b)
+    scales[b] = view.scale_map[view.scale_codes[b]] * view.nested[b / 256] + view.offset;
+  EXPECT_EQ(sum(scales), 0xc3ce7047);
+  decode(Type::nf4, &view, 0, std::ssize(w), values.data());
+  EXPECT_EQ(sum(values), 0x71bf73ae);
+  for (const int64_t first : {0, 1, 63, 64, 16383})  // any part, across blocks and nested blocks
+    for (const int64_t count : {1, 2, 64, 100}) {
+      std::vector<float> part(static_cast<size_t>(count));
+      decode(Type::nf4, &view, first, count, part.data());
+      EXPECT_EQ(memcmp(part.data(), values.data() + first, part.size() * 4), 0) << first << " " << count;
+    }
+  const View matrix{const_cast<Nf4*>(&view), Type::nf4, 1024, 64, 64};
+  for (size_t i = 0; i < w.size(); i += 37) EXPECT_EQ(ref::weight(matrix, i / 64, i % 64), values[i]);
+  Nf4 plain = view;  // without the second level
+  plain.absmax = absmax.data();
+  decode(Type::nf4, &plain, 64, 64, values.data());
+  for (size_t i = 0; i < 64; ++i)
+    EXPECT_EQ(values[i], nf4_book[m.codes[32 + i / 2] >> (i % 2 ? 0 : 4) & 15] * absmax[1]) << i;
+}
+
+TEST(Quant, Nf4OfAwkwardSizes) {
+  for (const int64_t count : {1, 63, 64, 65, 129}) {
+    std::vector<float> w(static_cast<size_t>(count)), out(w.size());
+    for (size_t i = 0; i < w.size(); ++i) w[i] = static_cast<float>(random_uniform(5, 0, i)) - 0.5f;
+    const Nf4Matrix m = quantize_nf4(w.data(), count);
+    const Nf4 view = m.view();
+    decode(Type::nf4, &view, 0, count, out.data());
+    for (size_t i = 0; i < w.size(); ++i) EXPECT_TRUE(std::fabs(out[i] - w[i]) <= 0.5 * 0.31) << count << " " << i;
+  }
+  const std::vector<float> zeros(100);
+  const Nf4Matrix m = quantize_nf4(zeros.data(), 100);
+  const Nf4 view = m.view();
+  std::vector<float> out(100, NAN);
+  decode(Type::nf4, &view, 0, 100, out.data());
+  EXPECT_EQ(out, zeros);
 }
 
 TEST(Quant, EveryHalfHasItsValue) {
@@ -89,17 +159,18 @@ TEST(Quant, Bf16RoundsToTheNearestTiesToEven) {
 }
 
 TEST(Quant, APartOfARowDecodesLikeTheWholeAndWritesNoMore) {
-  constexpr int64_t cols = 7 * block_size;
+  constexpr int64_t cols = 512;
   std::vector<float> values(cols);
   for (size_t i = 0; i < cols; ++i) values[i] = static_cast<float>(random_uniform(3, 0, i)) - 0.3f;
-  for (Type type : {Type::f32, Type::f16, Type::bf16, Type::q4_1, Type::q8_0}) {
+  for (Type type : stored_types) {
     const std::vector<uint8_t> row = encode(type, values.data(), cols);
     std::vector<float> whole(cols);
     decode(type, row.data(), 0, cols, whole.data());
-    const bool packed = type == Type::q4_1 || type == Type::q8_0;
+    const bool packed = format_of(type).elements > 1, random = packed && type != Type::q4_1 && type != Type::q8_0;
     const double step = type == Type::q4_1 ? 1.0 / 15 : type == Type::q8_0 ? 0.7 / 127 : 0x1p-8;
-    for (size_t i = 0; i < cols; ++i) EXPECT_TRUE(std::fabs(whole[i] - values[i]) <= 0.6 * step) << i;
-    for (int64_t first : {0, 32, 96}) {
+    for (size_t i = 0; i < cols && !random; ++i)
+      EXPECT_TRUE(std::fabs(whole[i] - values[i]) <= 0.6 * step) << i;
+    for (int64_t first : {0, 32, 96, 256, 288}) {
       for (int64_t count : {0, 1, 3, 31, 32, 33, 64, 128}) {
         if (packed && count % block_size) continue;
         std::vector<float> part(static_cast<size_t>(count) + 1, -77.0f);
@@ -118,6 +189,7 @@ TEST(Quant, RowsHaveTheirBytes) {
   EXPECT_EQ(row_bytes(Type::bf16, 33), 66);
   EXPECT_EQ(row_bytes(Type::q4_1, 576), 360);
   EXPECT_EQ(row_bytes(Type::q8_0, 576), 612);
+  EXPECT_EQ(row_bytes(Type::q6_k, 1536), 1260);
   EXPECT_EQ(row_bytes(Type::ref_double, 3), 24);
   EXPECT_EQ(row_bytes(Type::ref_complex, 3), 48);
 }

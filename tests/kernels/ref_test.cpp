@@ -80,13 +80,20 @@ TEST(Ref, Rope) {
       turns.set(p, j + 1, std::sin(0.3 * static_cast<double>(p + j)));
     }
   const int32_t positions[] = {5, 0, 2};
-  ref::Over<double>::rope_backward(dy.view(), positions, turns.view(), dx.view());
-  expect_gradient(dx,
-                  step(x, dy,
-                       [&](Matrix& a, Matrix& y) {
-                         ref::Over<Complex>::rope(a.view(), positions, turns.view(), y.view());
-                       }),
-                  "rope");
+  for (const bool halves : {false, true}) {
+    const Turns t{turns.view(), halves};
+    ref::Over<double>::rope_backward(dy.view(), positions, t, dx.view());
+    expect_gradient(
+        dx,
+        step(x, dy, [&](Matrix& a, Matrix& y) { ref::Over<Complex>::rope(a.view(), positions, t, y.view()); }),
+        "rope");
+    // By hand: pair 1 of head 1 of row 0, at elements 6 and 7 or 5 and 7.
+    Matrix y(3, 8, D);
+    ref::Over<double>::rope(x.view(), positions, t, y.view());
+    const int64_t a = halves ? 5 : 6;
+    EXPECT_EQ(y.at(0, a), x.at(0, a) * turns.at(5, 2) - x.at(0, 7) * turns.at(5, 3));
+    EXPECT_EQ(y.at(0, 7), x.at(0, a) * turns.at(5, 3) + x.at(0, 7) * turns.at(5, 2));
+  }
 }
 
 // Two groups over one shared context of 2 rows, GQA 4 heads over 2, the second group with its last row as

@@ -7,6 +7,7 @@
 
 #include "kernels/base/random.h"
 #include "kernels/matmul.h"
+#include "kernels/nf4.h"
 #include "tests/kernels/encode.h"
 
 using namespace quest;
@@ -36,8 +37,9 @@ constexpr int64_t lengths[] = {1, 7, 15, 16, 17, 33, 64, 100, 576};
 }  // namespace
 
 TEST(Rows, DecodersGiveTheSameBits) {
-  for (const Type type : {Type::f32, Type::f16, Type::bf16, Type::q4_1, Type::q8_0})
-    for (const int64_t n : {32, 96, 576}) {
+  for (const Type type : stored_types)
+    for (const int64_t blocks : {1, 3, 18}) {
+      const int64_t n = blocks * std::max(block_size, format_of(type).elements);
       const std::vector<uint8_t> row = encode(type, numbers(n, 1).data(), n);
       expect_same(n, "decode", [&](const RowKernels& k) {
         Floats out(n);
@@ -45,6 +47,18 @@ TEST(Rows, DecodersGiveTheSameBits) {
         return out;
       });
     }
+}
+
+TEST(Rows, Nf4DecodesToTheSameBits) {
+  for (const int64_t n : {1, 63, 130, 576}) {
+    const Nf4Matrix m = quantize_nf4(numbers(n, 1).data(), n);
+    const Nf4 view = m.view();
+    expect_same(n, "decode", [&](const RowKernels& k) {
+      Floats out(n);
+      decode(Type::nf4, &view, 0, n, out.data(), k);
+      return out;
+    });
+  }
 }
 
 TEST(Rows, StoresGiveTheSameBits) {
@@ -101,14 +115,15 @@ TEST(Rows, ElementwiseOpsGiveTheSameBits) {
     });
   }
   for (const int64_t size : {2, 6, 64})
-    for (const float direction : {1.0f, -1.0f}) {
-      const Floats x = numbers(3 * size, 8), turns = numbers(size, 9);
-      expect_same(size, "turn", [&](const RowKernels& k) {
-        Floats y(3 * size);
-        k.turn(x.data(), turns.data(), size, direction, 3 * size, y.data());
-        return y;
-      });
-    }
+    for (const float direction : {1.0f, -1.0f})
+      for (const bool halves : {false, true}) {
+        const Floats x = numbers(3 * size, 8), turns = numbers(size, 9);
+        expect_same(size, "turn", [&](const RowKernels& k) {
+          Floats y(3 * size);
+          k.turn(x.data(), turns.data(), halves, size, direction, 3 * size, y.data());
+          return y;
+        });
+      }
 }
 
 TEST(Rows, AttentionGivesTheSameBits) {

@@ -12,6 +12,7 @@
 
 #include "kernels/base/hash.h"
 #include "model/llama.h"
+#include "tests/kernels/encode.h"
 #include "tests/model/gguf_writer.h"
 
 namespace quest {
@@ -27,7 +28,7 @@ class GgufTest : public testing::Test {
 
   std::unique_ptr<Model> load(const std::string& bytes) {
     write(bytes);
-    return load_gguf(path());
+    return load_model(path());
   }
   void write(std::string_view bytes) { std::ofstream(path(), std::ios::binary) << bytes; }
 
@@ -53,6 +54,11 @@ class GgufTest : public testing::Test {
   std::string folder_ = testing::TempDir() + "gguf-XXXXXX";
 };
 
+// Of rope's pair j: the angle of position 1.
+double frequency(const Model& m, int64_t j) {
+  return std::asin(static_cast<const float*>(m.turns.table.data)[m.heads.size + 2 * j + 1]);
+}
+
 void set_integer(GgufWriter& w, const std::string& key, uint32_t v) {
   w.remove(key);
   w.integer(key, v);
@@ -73,7 +79,7 @@ TEST_F(GgufTest, LoadsTheTinyModel) {
   EXPECT_EQ(m->heads.kv_heads, 2);
   EXPECT_EQ(m->heads.size, 16);
   EXPECT_EQ(m->eps, static_cast<double>(1e-5f));
-  EXPECT_EQ(m->rope_base, 10000.0);
+  EXPECT_NEAR(frequency(*m, 1), std::pow(1e4, -1 / 8.0), 1e-7);
   EXPECT_EQ(m->name, "tiny random LLaMA");
   EXPECT_EQ(m->path, path());
   EXPECT_EQ(m->sha256, sha256_hex(bytes));
@@ -91,7 +97,7 @@ TEST_F(GgufTest, LoadsTheTinyModel) {
     EXPECT_EQ(v.stride, cols) << name;
     EXPECT_EQ(std::memcmp(v.data, found->data.data(), found->data.size()), 0) << name;
     const std::byte* at = static_cast<const std::byte*>(v.data);
-    EXPECT_TRUE(at >= m->file.data() && at + found->data.size() <= m->file.data() + m->file.size()) << name;
+    EXPECT_TRUE(at >= m->files[0].file.data() && at + found->data.size() <= m->files[0].file.data() + m->files[0].file.size()) << name;
   };
   same(m->embedding, "token_embd.weight", Type::q8_0, 272, 64);
   same(m->final_norm, "output_norm.weight", Type::f32, 1, 64);
@@ -108,22 +114,25 @@ TEST_F(GgufTest, LoadsTheTinyModel) {
 }
 
 TEST_F(GgufTest, LoadsEveryTypeAndVersion2) {
-  for (const Type type : {Type::f32, Type::f16, Type::bf16, Type::q4_1, Type::q8_0}) {
+  for (const Type type : stored_types) {
     TinyModel options;
+    options.width = options.mlp = 256, options.layers = 1;
     options.type = options.embedding = type;
     GgufWriter w = tiny_model(options);
     w.version = 2;
-    EXPECT_EQ(load(w.bytes())->layer[1].up.type, type);
+    EXPECT_EQ(load(w.bytes())->layer[0].up.type, type);
   }
 }
 
 // cos and sin of position * base^(-2j/D), the angle rounded to fp32.
 TEST_F(GgufTest, Turns) {
   const auto m = load(tiny_model().bytes());
-  ASSERT_EQ(m->turns.rows, 512);
-  ASSERT_EQ(m->turns.cols, 16);
-  ASSERT_EQ(m->turns.stride, 16);
-  const float* turns = static_cast<const float*>(m->turns.data);
+  const View table = m->turns.table;
+  EXPECT_FALSE(m->turns.halves);
+  ASSERT_EQ(table.rows, 512);
+  ASSERT_EQ(table.cols, 16);
+  ASSERT_EQ(table.stride, 16);
+  const float* turns = static_cast<const float*>(table.data);
   for (const int p : {0, 1, 2, 17, 255, 511})
     for (int j = 0; j < 8; ++j) {
       const double angle = p * std::pow(10000.0, -j / 8.0);
@@ -144,7 +153,7 @@ TEST_F(GgufTest, DefaultsOfMissingKeys) {
   const auto m = load(w.bytes());
   EXPECT_EQ(m->heads.kv_heads, 4);
   EXPECT_EQ(m->heads.size, 16);
-  EXPECT_EQ(m->rope_base, 10000.0);
+  EXPECT_NEAR(frequency(*m, 1), std::pow(1e4, -1 / 8.0), 1e-7);
   EXPECT_EQ(m->name, "");
   EXPECT_EQ(m->max_positions, 8192);
 }
@@ -162,7 +171,7 @@ TEST_F(GgufTest, IntegersOfAnyType) {
   const auto m = load(w.bytes());
   EXPECT_EQ(m->layers, 2);
   EXPECT_EQ(m->max_positions, 77);
-  EXPECT_EQ(m->rope_base, 5e5);
+  EXPECT_NEAR(frequency(*m, 1), std::pow(5e5, -1 / 8.0), 1e-7);
 }
 
 TEST_F(GgufTest, HeadOfTheLanguageModelIsIgnored) {
@@ -172,7 +181,7 @@ TEST_F(GgufTest, HeadOfTheLanguageModelIsIgnored) {
   w.tensors.push_back(head);
   EXPECT_EQ(load(w.bytes())->layers, 2);
   w.tensors.back().name = "blk.0.attn_q.bias";
-  expect_refused(w, {"blk.0.attn_q.bias", "plain llama"});
+  expect_refused(w, {"blk.0.attn_q.bias", "tensors of a llama"});
 }
 
 TEST_F(GgufTest, OtherAlignment) {
@@ -198,7 +207,7 @@ TEST_F(GgufTest, Truncated) {
   for (const size_t length : lengths) {
     write(std::string_view(whole).substr(0, length));
     try {
-      load_gguf(path());
+      load_model(path());
       ADD_FAILURE() << "accepted " << length << " of " << whole.size();
     } catch (const Error& e) {
       EXPECT_EQ(e.code, Exit::input) << length;
@@ -211,14 +220,14 @@ TEST_F(GgufTest, Truncated) {
 // Any single damaged byte of the header is refused or gives a model; never a crash.
 TEST_F(GgufTest, DamagedHeader) {
   const std::string whole = tiny_model().bytes();
-  const size_t header = whole.size() - load(whole)->file.size() + 5800;
+  const size_t header = whole.size() - load(whole)->files[0].file.size() + 5800;
   size_t refused = 0;
   for (size_t at = 0; at < header; at += 7) {
     std::string bytes = whole;
     bytes[at] = static_cast<char>(bytes[at] ^ (at % 2 ? 0xff : 0x80));
     write(bytes);
     try {
-      load_gguf(path());
+      load_model(path());
     } catch (const Error& e) {
       EXPECT_EQ(e.code, Exit::input);
       ++refused;
@@ -322,14 +331,15 @@ TEST_F(GgufTest, BadTensorHeaders) {
 TEST_F(GgufTest, OtherWeightTypesAreNamed) {
   GgufWriter w = tiny_model();
   auto& t = w.tensor("blk.1.ffn_up.weight");
-  t.type = 2;
-  t.data.assign(64 / 32 * 18 * 96, '\0');
-  expect_refused(w, {"blk.1.ffn_up.weight", "Q4_0", "F32, F16, BF16, Q4_1 or Q8_0"});
+  t.type = 10;
+  expect_refused(w, {"blk.1.ffn_up.weight", "Q2_K", "F32, F16, BF16, Q4_0, Q4_1"});
+  t.type = 12;
+  expect_refused(w, {"blk.1.ffn_up.weight", "whole blocks of 256", "64"});
   w = tiny_model();
   auto& norm = w.tensor("blk.1.ffn_norm.weight");
   norm.type = 1;
   norm.data.assign(128, '\0');
-  expect_refused(w, {"blk.1.ffn_norm.weight", "norm of type F32"});
+  expect_refused(w, {"blk.1.ffn_norm.weight", "numbers of type F32"});
 }
 
 TEST_F(GgufTest, ShapesFollowTheMetadata) {
@@ -412,18 +422,29 @@ TEST_F(GgufTest, BadConstants) {
   expect_refused(w, {"general.architecture", "string", "u32"});
 }
 
-TEST_F(GgufTest, ScaledRopeIsRefused) {
+TEST_F(GgufTest, ScaledRope) {
+  const double plain = std::pow(1e4, -1 / 8.0);
   GgufWriter w = tiny_model();
   w.text("llama.rope.scaling.type", "none");
-  EXPECT_EQ(load(w.bytes())->layers, 2);
-  w.entry("llama.rope.scaling.type").value = raw_text("linear");
-  expect_refused(w, {"llama.rope.scaling.type", "linear"});
-  w.remove("llama.rope.scaling.type");
+  EXPECT_NEAR(frequency(*load(w.bytes()), 1), plain, 1e-7);
   w.number("llama.rope.scaling.factor", 2);
-  expect_refused(w, {"llama.rope.scaling.type", "factor"});
+  EXPECT_NEAR(frequency(*load(w.bytes()), 1), plain, 1e-7);
+  w.entry("llama.rope.scaling.type").value = raw_text("linear");
+  EXPECT_NEAR(frequency(*load(w.bytes()), 1), plain / 2, 1e-7);
+  w.remove("llama.rope.scaling.type");
+  EXPECT_NEAR(frequency(*load(w.bytes()), 1), plain / 2, 1e-7);
+  w.text("llama.rope.scaling.type", "yarn");
+  expect_refused(w, {"llama.rope.scaling.type", "none or linear", "yarn"});
   w = tiny_model();
-  w.tensors.push_back({"rope_freqs.weight", 0, {8}, std::string(32, '\0')});
-  expect_refused(w, {"rope_freqs.weight", "next version"});
+  std::string divisors;
+  for (int j = 0; j < 8; ++j) divisors += raw(1.0f + static_cast<float>(j));
+  w.tensors.push_back({"rope_freqs.weight", 0, {8}, divisors});
+  const auto m = load(w.bytes());
+  for (int j = 1; j < 8; ++j) EXPECT_NEAR(frequency(*m, j), std::pow(1e4, -j / 8.0) / (1 + j), 1e-7) << j;
+  w.tensors.back().data.replace(8, 4, raw(0.0f));
+  expect_refused(w, {"rope_freqs.weight", "above 0"});
+  w.tensors.back() = {"rope_freqs.weight", 0, {16}, std::string(64, '\0')};
+  expect_refused(w, {"rope_freqs.weight", "8 x 1", "16 x 1"});
 }
 
 TEST_F(GgufTest, NotFiniteWeights) {
@@ -437,9 +458,16 @@ TEST_F(GgufTest, NotFiniteWeights) {
                         {Type::bf16, 2, 2 * 77, 77, 0x7fc0, 0xff80},
                         {Type::q4_1, 2, 20 * 7, 7, 0x7e00, 0xfc00},
                         {Type::q4_1, 2, 20 * 7 + 2, 7, 0x7e00, 0x7c00},
-                        {Type::q8_0, 2, 34 * 7, 7, 0xfe00, 0x7c00}}) {
+                        {Type::q8_0, 2, 34 * 7, 7, 0xfe00, 0x7c00},
+                        {Type::q4_0, 2, 18 * 7, 7, 0xfe00, 0x7c00},
+                        {Type::q5_0, 2, 22 * 7, 7, 0xfe00, 0x7c00},
+                        {Type::q5_1, 2, 24 * 7 + 2, 7, 0xfe00, 0x7c00},
+                        {Type::q4_k, 2, 144 * 7 + 2, 7, 0xfe00, 0x7c00},
+                        {Type::q5_k, 2, 176 * 7 + 2, 7, 0xfe00, 0x7c00},
+                        {Type::q6_k, 2, 210 * 7 + 208, 7, 0xfe00, 0x7c00}}) {
     TinyModel options;
     options.type = options.embedding = c.type;
+    if (format_of(c.type).elements == 256) options.width = options.mlp = 256;
     for (const uint16_t bad : {c.nan, c.infinity})
       for (const char* name : {"blk.1.ffn_down.weight", "token_embd.weight"}) {
         GgufWriter w = tiny_model(options);
@@ -462,7 +490,7 @@ TEST_F(GgufTest, MetadataAccess) {
   const MappedFile file(path());
   const Gguf gguf(file);
   EXPECT_EQ(gguf.texts("list"), (std::vector<std::string_view>{"", "two", "drei"}));
-  EXPECT_EQ(gguf.integers("numbers"), (std::vector<double>{-1, 0, 7}));
+  EXPECT_EQ(gguf.numbers("numbers", "array of integer"), (std::vector<double>{-1, 0, 7}));
   EXPECT_TRUE(gguf.flag("yes", false));
   EXPECT_TRUE(gguf.flag("absent", true));
   EXPECT_EQ(gguf.integer("absent", 5), 5);
@@ -471,8 +499,8 @@ TEST_F(GgufTest, MetadataAccess) {
   EXPECT_EQ(gguf.find("absent"), nullptr);
   EXPECT_EQ(gguf.tensors().size(), w.tensors.size());
   EXPECT_THROW(gguf.texts("numbers"), Error);
-  EXPECT_THROW(gguf.integers("list"), Error);
-  EXPECT_THROW(gguf.integers("yes"), Error);
+  EXPECT_THROW(gguf.numbers("list", "array of integer"), Error);
+  EXPECT_THROW(gguf.numbers("yes", "array of integer"), Error);
   EXPECT_THROW(gguf.flag("list", false), Error);
   EXPECT_THROW(gguf.text("yes"), Error);
   EXPECT_THROW(gguf.number("yes"), Error);

@@ -14,7 +14,7 @@
 #include "kernels/base/file.h"
 #include "kernels/base/random.h"
 #include "kernels/base/words.h"
-#include "kernels/ops.h"
+#include "tests/kernels/encode.h"
 
 namespace quest::testing_gguf {
 
@@ -134,6 +134,10 @@ inline std::string half(float v) { return raw(static_cast<_Float16>(v)); }
 inline std::string pack(Type type, const std::vector<float>& values) {
   std::string out;
   if (type == Type::f32) return {reinterpret_cast<const char*>(values.data()), values.size() * 4};
+  if (type != Type::f16 && type != Type::bf16 && type != Type::q4_1 && type != Type::q8_0) {
+    const std::vector<uint8_t> blocks = random_blocks(type, std::ssize(values));
+    return {blocks.begin(), blocks.end()};
+  }
   if (type == Type::f16)
     for (float v : values) out += half(v);
   if (type == Type::bf16)
@@ -161,13 +165,8 @@ inline std::string pack(Type type, const std::vector<float>& values) {
 }
 
 inline uint32_t ggml_type(Type type) {
-  switch (type) {
-    case Type::f16: return 1;
-    case Type::q4_1: return 3;
-    case Type::q8_0: return 8;
-    case Type::bf16: return 30;
-    default: return 0;
-  }
+  constexpr uint32_t ids[] = {0, 1, 30, 2, 3, 6, 7, 8, 12, 13, 14};
+  return ids[static_cast<int>(type)];
 }
 
 struct TinyModel {

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "kernels/base/json.h"
 #include "model/fetch.h"
 #include "tests/model/gguf_writer.h"
 
@@ -23,8 +24,7 @@ class TokenizerTest : public testing::Test {
 
   Tokenizer make(const GgufWriter& w) {
     std::ofstream(folder_ + "/vocabulary.gguf", std::ios::binary) << w.bytes();
-    const MappedFile file(folder_ + "/vocabulary.gguf");
-    return Tokenizer(Gguf(file));  // keeps nothing of the file
+    return Tokenizer(read_vocabulary(folder_ + "/vocabulary.gguf"));
   }
   Tokenizer tiny(const std::vector<std::string>& merges = tiny_merges()) {
     GgufWriter w;
@@ -42,6 +42,9 @@ class TokenizerTest : public testing::Test {
         EXPECT_NE(sentence.find(part), std::string::npos) << part << " | " << sentence;
     }
   }
+
+  const std::string& folder() const { return folder_; }
+  std::string file(const std::string& name) const { return folder_ + "/" + name; }
 
  private:
   std::string folder_ = testing::TempDir() + "tokenizer-XXXXXX";
@@ -209,10 +212,12 @@ TEST_F(TokenizerTest, MalformedVocabularies) {
     change(w);
     return w;
   };
-  expect_refused(with([](auto& w) { w.entry("tokenizer.ggml.model").value = raw_text("llama"); }),
-                 {"not read yet", "llama"});
+  expect_refused(with([](auto& w) { w.entry("tokenizer.ggml.model").value = raw_text("t5"); }),
+                 {"tokenizer.ggml.pre", "t5"});
   expect_refused(with([](auto& w) { w.entry("tokenizer.ggml.pre").value = raw_text("qwen2"); }),
-                 {"not read yet", "qwen2"});
+                 {"smollm, gpt-2 or llama-bpe", "qwen2"});
+  expect_refused(with([](auto& w) { w.entry("tokenizer.ggml.model").value = raw_text("llama"); }),
+                 {"tokenizer.ggml.scores"});
   expect_refused(with([](auto& w) { w.remove("tokenizer.ggml.pre"); }), {"tokenizer.ggml.pre", "default"});
   for (const char* key : {"tokenizer.ggml.model", "tokenizer.ggml.tokens", "tokenizer.ggml.token_type",
                           "tokenizer.ggml.merges"})
@@ -237,20 +242,15 @@ TEST_F(TokenizerTest, MalformedVocabularies) {
     });
   };
   expect_refused(replaced("Q", "QQ"), {"tokens", "byte 81"});
-  expect_refused(replaced("Q", "P"), {"tokens", "byte 81"});
+  expect_refused(replaced("Q", "P"), {"tokens", "P twice"});
   expect_refused(replaced("in", "he"), {"tokens", "he twice"});
   expect_refused(replaced("in", ""), {"tokens", "empty"});
   expect_refused(replaced("in", "\xff"), {"tokens", "UTF-8"});
 }
 
 // The lines of tests/peers/tokenizer.py --golden: ids, a tab, the text with \xHH for control characters.
-TEST_F(TokenizerTest, GoldenLinesOfSmolLM2) {
-  const char* chosen = std::getenv("QUEST_MODEL");
-  const std::string path = chosen ? chosen : cached_model_path();
-  if (!exists(path)) GTEST_SKIP() << path << ": the default model is not there (./quest train fetches it)";
-  const MappedFile file(path);
-  const Tokenizer t{Gguf(file)};
-  std::istringstream lines(read_file("tests/golden/tokenizer_smollm2.txt"));
+void expect_golden(const Tokenizer& t, const std::string& file, int expected_lines) {
+  std::istringstream lines(read_file(SOURCE_ROOT "/tests/golden/" + file));
   int count = 0;
   for (std::string line; std::getline(lines, line); ++count) {
     const size_t tab = line.find('\t');
@@ -264,9 +264,222 @@ TEST_F(TokenizerTest, GoldenLinesOfSmolLM2) {
     std::istringstream numbers(line.substr(0, tab));
     Ids expected;
     for (int32_t id; numbers >> id;) expected.push_back(id);
-    EXPECT_EQ(encode(t, text), expected) << line;
+    EXPECT_EQ(encode(t, text), expected) << file << ": " << line;
   }
-  EXPECT_EQ(count, 200);
+  EXPECT_EQ(count, expected_lines);
+}
+
+TEST_F(TokenizerTest, GoldenLinesOverTheDefaultVocabulary) {
+  const char* chosen = std::getenv("QUEST_MODEL");
+  const std::string path = chosen ? chosen : cached_model_path();
+  if (!exists(path)) GTEST_SKIP() << path << ": the default model is not there (./quest train fetches it)";
+  Vocabulary v = read_vocabulary(path);
+  expect_golden(Tokenizer(v), "tokenizer_smollm2.txt", 200);
+  v.pattern = Pattern::gpt2;
+  expect_golden(Tokenizer(v), "tokenizer_gpt2.txt", 100);
+  v.pattern = Pattern::llama3, v.whole_pieces = true;
+  expect_golden(Tokenizer(v), "tokenizer_llama3.txt", 100);
+}
+
+// ---- SentencePiece
+
+// llama2.c's vocabulary of 512 pieces (MIT licence) as a .model; golden lines by the sentencepiece library.
+TEST_F(TokenizerTest, GoldenLinesOfSentencePiece) {
+  std::filesystem::copy_file(SOURCE_ROOT "/tests/golden/tok512.model", file("tokenizer.model"));
+  Vocabulary v = read_vocabulary(folder());
+  EXPECT_EQ(v.bos, 1);
+  EXPECT_EQ(encode(Tokenizer(v), "a"), (Ids{1, 261}));
+  v.bos = -1;
+  std::erase(v.kinds, Vocabulary::control);  // the library finds no control tokens in text
+  v.kinds.insert(v.kinds.begin() + 1, 2, Vocabulary::unused);
+  expect_golden(Tokenizer(v), "tokenizer_tok512.txt", 100);
+}
+
+// llama.cpp's vocabulary of LLaMA 1 and 2 with its texts and ids.
+TEST_F(TokenizerTest, LlamaCppVectors) {
+  const std::string base = SOURCE_ROOT "/../shared/models/ggml-vocab-llama-spm.gguf";
+  if (!exists(base)) GTEST_SKIP() << base << " is not there; GoldenLinesOfSentencePiece proves the same";
+  const Tokenizer t(read_vocabulary(base));
+  std::string texts = read_file(base + ".inp");
+  const std::string separator = "\n__ggml_vocab_test__\n";
+  std::istringstream lines(read_file(base + ".out"));
+  int count = 0;
+  for (std::string line; std::getline(lines, line); ++count) {
+    const size_t end = std::min(texts.find(separator), texts.size());
+    std::istringstream numbers(line);
+    Ids expected = {1};
+    for (int32_t id; numbers >> id;) expected.push_back(id);
+    EXPECT_EQ(encode(t, texts.substr(0, end)), expected) << texts.substr(0, end);
+    texts.erase(0, end + separator.size());
+  }
+  EXPECT_GE(count, 46);
+}
+
+Vocabulary sentence_piece(const std::vector<std::pair<std::string, float>>& pieces) {
+  Vocabulary v;
+  v.tokens = {"<unk>"}, v.kinds = {Vocabulary::unknown}, v.scores = {0};
+  for (const auto& [piece, score] : pieces) v.tokens.push_back(piece), v.scores.push_back(score);
+  v.kinds.resize(v.tokens.size(), Vocabulary::normal);
+  return v;
+}
+
+TEST_F(TokenizerTest, SentencePieceMergesByScore) {
+  Vocabulary v = sentence_piece({{"a", -9}, {"b", -9}, {"c", -9}, {"ab", -2}, {"bc", -1}, {"abc", -3}, {"▁", -9}});
+  EXPECT_EQ(encode(Tokenizer(v), "abc"), Ids{6});      // "bc" first, then "a" with it
+  EXPECT_EQ(encode(Tokenizer(v), "abcab"), (Ids{6, 4}));
+  v.scores[5] = -2;                                    // as high as "ab": the leftmost
+  v.tokens[6] = "xyz";
+  EXPECT_EQ(encode(Tokenizer(v), "abc"), (Ids{4, 3}));
+  EXPECT_EQ(encode(Tokenizer(v), "xyz"), (Ids{0, 0, 0}));  // "xy" is no token
+  v.tokens[6] = "xy";  // of characters that are no tokens themselves
+  EXPECT_EQ(encode(Tokenizer(v), "xyx"), (Ids{6, 0}));
+  v.prefix = Prefix::always;
+  EXPECT_EQ(encode(Tokenizer(v), "a"), (Ids{7, 1}));
+  EXPECT_EQ(encode(Tokenizer(v), " a"), (Ids{7, 7, 1}));
+  v.prefix = Prefix::if_absent;
+  EXPECT_EQ(encode(Tokenizer(v), " a"), (Ids{7, 1}));
+  EXPECT_EQ(encode(Tokenizer(v), ""), Ids());
+  v.kinds[3] = Vocabulary::user_defined;               // frozen, and each segment gets its prefix
+  EXPECT_EQ(encode(Tokenizer(v), "acb"), (Ids{7, 1, 3, 7, 2}));
+  v.prefix = Prefix::if_absent_at_first;
+  EXPECT_EQ(encode(Tokenizer(v), "acb"), (Ids{7, 1, 3, 2}));
+}
+
+TEST_F(TokenizerTest, SentencePieceSplitsUnusedPieces) {
+  Vocabulary v = sentence_piece({{"a", -9}, {"b", -9}, {"ab", -1}, {"abab", -2}, {"aba", -3}});
+  v.kinds[3] = Vocabulary::unused;
+  EXPECT_EQ(encode(Tokenizer(v), "ab"), (Ids{1, 2}));
+  EXPECT_EQ(encode(Tokenizer(v), "abab"), Ids{4});
+  v.kinds[4] = Vocabulary::unused;
+  EXPECT_EQ(encode(Tokenizer(v), "abab"), (Ids{1, 2, 1, 2}));
+}
+
+TEST_F(TokenizerTest, BytesStandForUnknownCharacters) {
+  Vocabulary v = sentence_piece({{"a", -1}});
+  EXPECT_EQ(encode(Tokenizer(v), "aäa"), (Ids{1, 0, 1}));
+  for (int b = 0; b < 256; ++b) v.tokens.push_back(format("<0x%02X>", b)), v.scores.push_back(0);
+  v.kinds.resize(v.tokens.size(), Vocabulary::byte);
+  const Tokenizer t(v);
+  EXPECT_EQ(encode(t, "aäa"), (Ids{1, 2 + 0xc3, 2 + 0xa4, 1}));
+  EXPECT_EQ(decode(t, encode(t, "日本a")), "日本a");
+  EXPECT_EQ(decode(t, encode(t, "<0x41>")), "<0x41>");  // a name in the text is no byte
+  v.tokens[5] = "<0xZZ>";
+  EXPECT_THROW(Tokenizer{v}, Error);
+}
+
+TEST_F(TokenizerTest, MalformedSentencePieceModels) {
+  const std::string whole = read_file(SOURCE_ROOT "/tests/golden/tok512.model");
+  const auto refused = [&](const std::string& bytes, const std::string& part) {
+    write_file(file("tokenizer.model"), bytes);
+    try {
+      Tokenizer t(read_vocabulary(folder()));
+      ADD_FAILURE() << "accepted; expected " << part;
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code, Exit::input);
+      EXPECT_NE(std::string(e.what()).find(part), std::string::npos) << e.what();
+    }
+  };
+  for (size_t length = 1; length < whole.size(); length += 13) {  // never a crash; some cuts fall between fields
+    write_file(file("tokenizer.model"), whole.substr(0, length));
+    try {
+      Tokenizer t(read_vocabulary(folder()));
+      ADD_FAILURE() << length;  // without the trainer's part the type is not BPE
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code, Exit::input);
+    }
+  }
+  refused("\x0b", "wire type 3");
+  refused(std::string("\x00\x01", 2), "field number");
+  refused(std::string(11, '\xff'), "ten bytes");
+  refused("\x0a\xff\xff\xff\xff\x0f" "abc", "more bytes");
+  refused(whole + "\x12\x02\x18\x01", "BPE");
+  refused(whole + "\x1a\x02\x20\x01", "normaliser");
+  refused(whole + "\x0a\x05\x0a\x01z\x18\x07", "type of a piece");
+}
+
+// ---- tokenizer.json
+
+std::string tokenizer_json(const std::string& pre, const std::string& model, const std::string& rest = "") {
+  return "{\"pre_tokenizer\": " + pre + ", \"model\": {\"type\": \"BPE\"" + model + "}" + rest + "}";
+}
+
+TEST_F(TokenizerTest, JsonOfByteLevelVocabularies) {
+  std::string vocab, merges = ", \"merges\": [\"1 2\", [\"12\", \"3\"], \"a b\"]}";
+  for (int b = 0; b < 256; ++b) {
+    JsonWriter name(true);
+    name.value(byte_character(b));
+    vocab += name.text() + ": " + std::to_string(b + 1) + ", ";
+  }
+  const std::string model = ", \"vocab\": {" + vocab + "\"12\": 257, \"123\": 258, \"ab\": 259, \"xy\": 260}" +
+                            merges.substr(0, merges.size() - 1);
+  const std::string added = R"(, "added_tokens": [{"id": 0, "content": "<s>", "special": true}])";
+  const std::string bytes = R"({"type": "ByteLevel", "add_prefix_space": false, "use_regex": )";
+  const std::string digits = R"({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": true}, )";
+  const auto make_json = [&](const std::string& text) {
+    write_file(file("tokenizer.json"), text);
+    return Tokenizer(read_vocabulary(folder()));
+  };
+  const Tokenizer gpt2 = make_json(tokenizer_json(bytes + "true}", model, added));
+  EXPECT_EQ(pieces(gpt2, "1234 1ab<s>xy"), "123|4| |1|ab|<s>|x|y");
+  EXPECT_EQ(encode(gpt2, "<s>"), Ids{0});
+  const Tokenizer smollm = make_json(tokenizer_json(digits + bytes + "true}]}", model, added));
+  EXPECT_EQ(pieces(smollm, "123ab"), "1|2|3|ab");
+  std::string pattern =
+      R"({"type": "Split", "behavior": "Isolated", "invert": false, "pattern": {"Regex": "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"}})";
+  const std::string sequence = R"({"type": "Sequence", "pretokenizers": [)" + pattern + ", " + bytes + "false}]}";
+  const std::string template_ = R"(, "post_processor": {"type": "Sequence", "processors": [{"type": "ByteLevel"},
+      {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]}]})";
+  const Tokenizer llama3 = make_json(tokenizer_json(sequence, ", \"ignore_merges\": true" + model, added + template_));
+  EXPECT_EQ(pieces(llama3, "1231234"), "<s>|123|123|4");
+  EXPECT_EQ(pieces(llama3, "xy"), "<s>|xy");  // a whole piece needs no merge
+  EXPECT_EQ(pieces(llama3, "xyz"), "<s>|x|y|z");
+
+  const auto refused = [&](const std::string& text, const std::string& part) {
+    try {
+      make_json(text);
+      ADD_FAILURE() << "accepted; expected " << part;
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code, Exit::input);
+      EXPECT_NE(std::string(e.what()).find(part), std::string::npos) << e.what();
+    }
+  };
+  refused("{", "JSON object");
+  refused("{}", "model/type");
+  refused(tokenizer_json(bytes + "true}", ", \"vocab\": [], \"merges\": []"), "model/vocab");
+  refused(tokenizer_json(bytes + "true}", ", \"vocab\": {}"), "model/merges");
+  refused(tokenizer_json(bytes + "true}", ", \"vocab\": {\"a\": -1}, \"merges\": []"), "id");
+  refused(tokenizer_json(bytes + "true}", ", \"vocab\": {\"a\": 1e9}, \"merges\": []"), "id");
+  refused(tokenizer_json(bytes + "true}", ", \"vocab\": {\"a\": 1, \"b\": 1}, \"merges\": []"), "one token");
+  refused(tokenizer_json(bytes + "true}", ", \"vocab\": {\"a\": 1}, \"merges\": []"), "each byte");
+  refused(tokenizer_json(bytes + "true}", model + ", \"x\": 0", R"(, "normalizer": {"type": "NFC"})"), "NFC");
+  refused(tokenizer_json(R"({"type": "Whitespace"})", model), "Whitespace");
+  refused(tokenizer_json(R"({"type": "ByteLevel", "add_prefix_space": true})", model), "add_prefix_space");
+  refused(tokenizer_json(bytes + "false}", model), "pre_tokenizer");
+  pattern.replace(pattern.find("{1,3}"), 5, "{1,2}");
+  refused(tokenizer_json(R"({"type": "Sequence", "pretokenizers": [)" + pattern + ", " + bytes + "false}]}", model), "Split");
+  refused(tokenizer_json(bytes + "true}", model, R"(, "added_tokens": [{"id": 0, "content": "<s>", "lstrip": true}])"), "lstrip");
+  std::string bad = model;
+  bad.replace(bad.find("[\"12\", \"3\"]"), 11, "[\"12\", 3]");
+  refused(tokenizer_json(bytes + "true}", bad), "two tokens");
+}
+
+TEST_F(TokenizerTest, JsonOfSentencePiece) {
+  std::string model = R"(, "byte_fallback": false, "vocab": {"<unk>": 0, "a": 1, "b": 2, "ab": 3, "▁": 4, "▁a": 5},
+      "merges": ["a b", "▁ a"])", added = R"(, "added_tokens": [{"id": 0, "content": "<unk>", "special": true}])";
+  const std::string legacy = R"(, "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"},
+      {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]})";
+  for (int b = 0; b < 256; ++b) model.insert(model.find("\"<unk>\""), format("\"<0x%02X>\": %d, ", b, 6 + b));
+  write_file(file("tokenizer.json"), tokenizer_json("null", model, added + legacy));
+  const Tokenizer t(read_vocabulary(folder()));
+  EXPECT_EQ(encode(t, "ab a"), (Ids{4, 3, 5}));  // "a b" has the lower rank
+  EXPECT_EQ(encode(t, "ä"), (Ids{4, 6 + 0xc3, 6 + 0xa4}));
+  for (const auto& [scheme, ids] : {std::pair("first", Ids{5, 5}), {"always", Ids{5, 5}}, {"never", Ids{1, 5}}}) {
+    write_file(file("tokenizer.json"),
+               tokenizer_json(format(R"({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "%s", "split": false})",
+                                     scheme), model, added));
+    EXPECT_EQ(encode(Tokenizer(read_vocabulary(folder())), "a a"), ids) << scheme;
+    EXPECT_EQ(encode(Tokenizer(read_vocabulary(folder())), " a"), Ids{5}) << scheme;
+  }
 }
 
 }  // namespace

@@ -1,34 +1,62 @@
 #!/usr/bin/env python3
-"""Compares quest's tokenizer with the Hugging Face tokenizers library, built from the same GGUF.
+"""Compares quest's tokenisers with the libraries that they follow.
 
-    pip install tokenizers gguf
-    tests/peers/tokenizer.py MODEL.gguf [--data DIR ...] [--golden tests/golden/tokenizer_smollm2.txt]
+    pip install tokenizers gguf sentencepiece
+    tests/peers/tokenizer.py MODEL.gguf [--pattern smollm|gpt2|llama3] [--data DIR ...] [--golden FILE]
+    tests/peers/tokenizer.py tokenizer.model [--data DIR ...] [--golden FILE]
 
-Texts: title, content, and both joined, of every line of every *.json.gz under each DIR; then every code point
-c that utf8proc's Unicode version assigns, as "a{c}a 1{c}1 {c}{c} {c}". Code points that it does not assign
-are counted, and those that differ listed. Exit status 1 when a text or an assigned code point differs. Run
-from the repository's root.
+A GGUF: the Hugging Face tokenizers library, built from its vocabulary and merges with that pre-tokeniser; quest reads
+the tokenizer.json that the library writes, and with smollm the GGUF itself too. A SentencePiece model: the
+sentencepiece library. Texts: title, content, and both joined, of every line of every *.json.gz under each DIR; then
+every code point c that utf8proc's Unicode version assigns, as "a{c}a 1{c}1 {c}{c} {c}". Code points that it does not
+assign are counted, and those that differ listed. Exit status 1 when a text or an assigned code point differs. Run
+from the repository's root after make build/tools/tokenize.
 """
-import argparse, ctypes, ctypes.util, gzip, itertools, json, os, pathlib, random, subprocess, sys, tempfile
+import argparse, ctypes, ctypes.util, gzip, itertools, json, os, pathlib, random, shutil, subprocess, sys, tempfile
 import time
 
 from gguf import GGUFReader
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Regex, Tokenizer
 from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
 
-SOURCES = ["tests/tools/tokenize.cpp", "model/gguf.cpp", "model/tokenizer.cpp", "kernels/base/file.cpp"]
+LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+          r"\s*[\r\n]+|\s+(?!\S)|\s+")
+PATTERNS = {
+    "smollm": lambda: Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]),
+    "gpt2": lambda: ByteLevel(add_prefix_space=False),
+    "llama3": lambda: Sequence([Split(Regex(LLAMA3), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]),
+}
 
 
-def reference(path):
+class SentencePiece:
+    """The sentencepiece library, as far as it is used here. It takes no control tokens from the text."""
+
+    class Ids:
+        def __init__(self, ids):
+            self.ids = ids
+
+    def __init__(self, path):
+        import sentencepiece
+        self.model = sentencepiece.SentencePieceProcessor(model_file=path)
+
+    def encode(self, text, add_special_tokens=False):
+        return self.Ids(self.model.encode(text))
+
+    def encode_batch(self, texts, add_special_tokens=False):
+        return [self.Ids(ids) for ids in self.model.encode(texts)]
+
+
+def reference(path, pattern):
     fields = GGUFReader(path).fields
     array = lambda key: [fields[key].parts[i] for i in fields[key].data]
     texts = lambda key: [bytes(part).decode() for part in array(key)]
     tokens = texts("tokenizer.ggml.tokens")
     types = [int(part[0]) for part in array("tokenizer.ggml.token_type")]
     merges = [tuple(merge.split(" ")) for merge in texts("tokenizer.ggml.merges")]
-    tokenizer = Tokenizer(BPE({token: i for i, token in enumerate(tokens)}, merges))
-    tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    whole = pattern == "llama3"
+    tokenizer = Tokenizer(BPE({token: i for i, token in enumerate(tokens)}, merges, ignore_merges=whole))
+    tokenizer.pre_tokenizer = PATTERNS[pattern]()
     added = [token for token, kind in zip(tokens, types) if kind in (3, 4)]  # control, user-defined
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in added])
     return tokenizer
@@ -39,7 +67,8 @@ def ours(tool, model, texts):
     out = subprocess.run([tool, model], input=blob, stdout=subprocess.PIPE, check=True).stdout
     lines = out.decode().split("\n")[:-1]
     assert len(lines) == len(texts), (len(lines), len(texts))
-    return [[int(i) for i in line.split()] for line in lines]
+    ids = [[int(i) for i in line.split()] for line in lines]
+    return [i[1:] for i in ids] if model.endswith("spm") else ids  # without BOS
 
 
 def differences(tokenizer, tool, model, texts):
@@ -124,13 +153,13 @@ HAND = [
 ]
 
 
-def golden(tokenizer, path, folders, count=200):
+def golden(tokenizer, path, folders, count):
     """ids, a tab, the text with control characters and backslashes as \\xHH."""
     files = [p for f in folders for p in sorted(pathlib.Path(f).rglob("tst.json.gz"))]
     yso = [p for p in files if "yso" in str(p)]  # CC0
     pool = [t for t in itertools.islice(texts_of(yso[0]), 30000) if len(t) < 300]
     pick = random.Random(1)
-    texts = HAND + pick.sample(pool, 100)
+    texts = HAND + pick.sample(pool, 100 * (count > 100))
     while len(texts) < count:  # random characters of many scripts and classes
         blocks = [(0x20, 0x7E), (0x20, 0x40), (0xA0, 0x17F), (0x370, 0x52F), (0x900, 0xD7F), (0x2000, 0x24FF),
                   (0x3000, 0x30FF), (0x1F300, 0x1F6FF)]
@@ -149,16 +178,26 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--data", nargs="*", default=["../shared/data/foldoc", "../shared/data/yso"])
-    parser.add_argument("--golden", help="write the golden lines to this file and stop")
+    parser.add_argument("--pattern", default="smollm", choices=list(PATTERNS))
+    parser.add_argument("--golden", help="write golden lines to this file and stop")
+    parser.add_argument("--lines", type=int, default=200)
     options = parser.parse_args()
-    tokenizer = reference(options.model)
+    spm = not options.model.endswith(".gguf")
+    tokenizer = SentencePiece(options.model) if spm else reference(options.model, options.pattern)
     if options.golden:
-        return golden(tokenizer, options.golden, options.data)
+        return golden(tokenizer, options.golden, options.data, options.lines)
+    tool, bad = "build/tools/tokenize", 0
     with tempfile.TemporaryDirectory() as folder:
-        tool = os.path.join(folder, "tokenize")
-        subprocess.run(["g++", "-std=c++20", "-O2", "-I.", *SOURCES, "-lutf8proc", "-o", tool], check=True)
-        bad = compare_data(tokenizer, tool, options.model, options.data)
-        bad += compare_code_points(tokenizer, tool, options.model)
+        made = os.path.join(folder, "spm" if spm else "json")
+        os.mkdir(made)
+        if spm:
+            shutil.copy(options.model, made + "/tokenizer.model")
+        else:
+            tokenizer.save(made + "/tokenizer.json")
+        for model in [made] + [options.model] * (not spm and options.pattern == "smollm"):
+            print(model, options.pattern if not spm else "")
+            bad += compare_data(tokenizer, tool, model, options.data)
+            bad += compare_code_points(tokenizer, tool, model)
     print("no difference" if bad == 0 else f"{bad} DIFFERENCES")
     return 1 if bad else 0
 

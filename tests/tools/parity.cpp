@@ -38,7 +38,7 @@ int run(const std::string& folder) {
   const auto integer = [&](const char* key) { return int64_t{r[key]}; };
   const auto word = [&](const char* key) { return std::string(std::string_view(r[key])); };
 
-  const auto model = load_gguf(word("model"));
+  const auto model = load_model(word("model"));
   Threads threads(0);
   Arena arena(available_memory());
   const Ops ops = cpu_ops(nullptr, word("precision") == "f32" ? Type::f32 : Type::bf16);

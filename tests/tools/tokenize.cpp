@@ -1,4 +1,4 @@
-// tokenize MODEL.gguf: reads texts from stdin, each closed by a NUL byte, and writes the ids of each as one
+// tokenize MODEL: reads texts from stdin, each closed by a NUL byte, and writes the ids of each as one
 // line. For tests/peers/tokenizer.py.
 #include <cstdio>
 #include <iostream>
@@ -8,9 +8,8 @@
 #include "model/tokenizer.h"
 
 int main(int count, char** arguments) try {
-  if (count != 2) quest::fail(quest::Exit::usage, "expected MODEL.gguf, found %d arguments", count - 1);
-  const quest::MappedFile file(arguments[1]);
-  const quest::Tokenizer tokenizer{quest::Gguf(file)};
+  if (count != 2) quest::fail(quest::Exit::usage, "expected a model, found %d arguments", count - 1);
+  const quest::Tokenizer tokenizer(quest::read_vocabulary(arguments[1]));
   std::string text, line;
   std::vector<int32_t> ids;
   while (std::getline(std::cin, text, '\0')) {

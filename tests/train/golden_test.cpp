@@ -48,7 +48,7 @@ double norm_of(Matrix& a, Matrix* b) {
 struct Golden {
   simdjson::dom::parser parser;
   Json json = parser.load(SOURCE_ROOT "/tests/golden/tiny.json");
-  std::unique_ptr<Model> model = load_gguf(SOURCE_ROOT "/tests/golden/tiny.gguf");
+  std::unique_ptr<Model> model = load_model(SOURCE_ROOT "/tests/golden/tiny.gguf");
 };
 
 // Every placement, pooling and direction of the loss: embeddings, loss, gradient, prompt after five steps.
@@ -139,7 +139,7 @@ TEST(Golden, Bf16IsCloseToPyTorch) {
 
 TEST(Golden, Tokens) {
   Golden g;
-  const Tokenizer tokenizer{Gguf(g.model->file)};
+  const Tokenizer tokenizer(read_vocabulary(g.model->path));
   for (const Json t : simdjson::dom::array(g.json["tokenizer"])) {
     std::vector<int32_t> ids;
     tokenizer.encode(std::string_view(t["text"]), ids);

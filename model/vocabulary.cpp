@@ -1,0 +1,282 @@
+#include "model/vocabulary.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+
+#include "kernels/base/words.h"
+#include "model/config.h"
+
+namespace quest {
+
+void Vocabulary::refuse(const std::string& field, const std::string& expected,
+                        const std::string& found) const {
+  fail(Exit::input, "%s: %s%.120s: expected %s, found %.120s; pass another model", file.c_str(),
+       place.c_str(), field.c_str(), expected.c_str(), found.c_str());
+}
+
+// ---- GGUF
+
+Vocabulary read_vocabulary(const Gguf& gguf, const std::string& path) {
+  const std::string keys = "tokenizer.ggml.";
+  Vocabulary v;
+  v.file = path, v.place = "key " + keys;
+  const std::string model = gguf.text(keys + "model"), pre = gguf.text(keys + "pre", "default");
+  constexpr std::pair<std::string_view, Pattern> patterns[] = {{"smollm", Pattern::smollm},
+                                                               {"gpt-2", Pattern::gpt2},
+                                                               {"llama-bpe", Pattern::llama3},
+                                                               {"llama3", Pattern::llama3}};
+  const auto found =
+      std::find_if(std::begin(patterns), std::end(patterns), [&](const auto& p) { return p.first == pre; });
+  if (model != "llama" && (model != "gpt2" || found == std::end(patterns)))
+    v.refuse("pre", "model llama, or model gpt2 with pre smollm, gpt-2 or llama-bpe",
+             "model " + model + " with pre " + pre);
+  const bool sentence_piece = model == "llama";
+  v.pattern = sentence_piece ? Pattern::sentence_piece : found->second;
+  for (const std::string_view token : gguf.texts(keys + "tokens")) v.tokens.emplace_back(token);
+  for (const double kind : gguf.numbers(keys + "token_type", "array of integer")) {
+    if (kind < 1 || kind > 6) v.refuse("token_type", "types of 1 to 6", format("%g", kind));
+    v.kinds.push_back(static_cast<Vocabulary::Kind>(kind));
+  }
+  if (sentence_piece) {
+    const auto& scores = gguf.numbers(keys + "scores", "array of float");
+    v.scores.assign(scores.begin(), scores.end());
+  } else {
+    for (const std::string_view merge : gguf.texts(keys + "merges")) {
+      const size_t space = std::min(merge.find(' '), merge.size());
+      v.merges.emplace_back(merge.substr(0, space), merge.substr(std::min(space + 1, merge.size())));
+    }
+  }
+  const auto always = [&](const std::string& name, bool missing) {
+    const int64_t id = gguf.integer(keys + name + "_token_id", -1);
+    return gguf.flag(keys + "add_" + name + "_token", missing) ? id : -1;
+  };
+  v.bos = always("bos", sentence_piece || v.pattern == Pattern::llama3);
+  v.eos = always("eos", false);
+  if (sentence_piece && gguf.flag(keys + "add_space_prefix", true)) v.prefix = Prefix::always;
+  v.whole_pieces = v.pattern == Pattern::llama3;
+  return v;
+}
+
+// ---- SentencePiece: a ModelProto of protocol buffers
+
+namespace {
+
+// Fields one after another; text, number or bits are those of the last.
+class Fields {
+ public:
+  Fields(const Vocabulary& v, std::string_view bytes) : v_(v), left_(bytes) {}
+  std::string_view text;
+  uint64_t number = 0;
+
+  int next() {  // the field's number, 0 at the end
+    if (left_.empty()) return 0;
+    const uint64_t tag = varint();
+    switch (tag & 7) {
+      case 0: number = varint(); break;
+      case 1: text = take(8); break;
+      case 2: text = take(varint()); break;
+      case 5: text = take(4); break;
+      default: v_.refuse("", "protocol buffers", format("wire type %lu", tag & 7));
+    }
+    if (tag >> 3 == 0 || tag >> 3 > 1 << 29) v_.refuse("", "a field number", std::to_string(tag >> 3));
+    return static_cast<int>(tag >> 3);
+  }
+  float real() const {
+    float f = NAN;
+    if (text.size() == 4) memcpy(&f, text.data(), 4);
+    return f;
+  }
+
+ private:
+  uint64_t varint() {
+    uint64_t value = 0;
+    for (int shift = 0; shift < 64; shift += 7) {
+      const auto byte = static_cast<unsigned char>(take(1)[0]);
+      value |= uint64_t{byte & 127u} << shift;
+      if (byte < 128) return value;
+    }
+    v_.refuse("", "a number of at most ten bytes", "a longer one");
+  }
+  std::string_view take(uint64_t count) {
+    if (count > left_.size()) v_.refuse("", format("%lu more bytes", count), format("%zu", left_.size()));
+    const std::string_view out = left_.substr(0, count);
+    left_.remove_prefix(count);
+    return out;
+  }
+  const Vocabulary& v_;
+  std::string_view left_;
+};
+
+Vocabulary read_sentence_piece(const std::string& path) {
+  const MappedFile file(path);
+  Vocabulary v;
+  v.file = path, v.place = "SentencePiece model ", v.prefix = Prefix::always;
+  int64_t type = 1, bos = 1;
+  bool remove_spaces = true, escape = true, characters_map = false;
+  for (Fields f(v, file.text()); const int field = f.next();) {
+    if (field == 1) {  // a piece
+      std::string piece;
+      float score = 0;
+      uint64_t kind = Vocabulary::normal;
+      for (Fields p(v, f.text); const int part = p.next();) {
+        if (part == 1) piece = p.text;
+        if (part == 2) score = p.real();
+        if (part == 3) kind = p.number;
+      }
+      if (kind < 1 || kind > 6) v.refuse("type of a piece", "1 to 6", std::to_string(kind));
+      v.tokens.push_back(piece), v.scores.push_back(score);
+      v.kinds.push_back(static_cast<Vocabulary::Kind>(kind));
+    }
+    if (field == 2)  // how it was trained
+      for (Fields p(v, f.text); const int part = p.next();) {
+        if (part == 3) type = p.number;
+        if (part == 41) bos = static_cast<int32_t>(p.number);
+      }
+    if (field == 3)  // how text is normalised
+      for (Fields p(v, f.text); const int part = p.next();) {
+        if (part == 2) characters_map = !p.text.empty();
+        if (part == 3) v.prefix = p.number ? Prefix::always : Prefix::none;
+        if (part == 4) remove_spaces = p.number;
+        if (part == 5) escape = p.number;
+      }
+  }
+  if (type != 2) v.refuse("type", "BPE (2)", std::to_string(type));
+  if (characters_map || remove_spaces || !escape)
+    v.refuse("normaliser", "the identity of LLaMA, which keeps all spaces", "another");
+  v.bos = bos;
+  return v;
+}
+
+// ---- tokenizer.json
+
+constexpr std::string_view llama3_pattern =
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
+    "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+
+// The members of a Sequence, or the one member that is none; of null nothing.
+void each_member(const Config& config, const std::string& key, const char* list, auto&& f) {
+  if (!config.has(key)) return;
+  if (config.text(key + "/type") != "Sequence") return f(key);
+  for (int64_t i = 0; config.has(format("%s/%s/%ld", key.c_str(), list, i)); ++i)
+    f(format("%s/%s/%ld", key.c_str(), list, i));
+}
+
+Vocabulary read_tokenizer_json(const std::string& path) {
+  const Config json(path);
+  Vocabulary v;
+  v.file = path;
+  const auto require = [&](const std::string& key, const std::string& expected) {
+    if (json.text(key) != expected) v.refuse(key, expected, json.text(key));
+  };
+  require("model/type", "BPE");
+  v.whole_pieces = json.flag("model/ignore_merges", false);
+
+  // Which of the four it is shows in the pre-tokeniser.
+  std::string said;
+  bool bytes = false, gpt2_pattern = false;
+  each_member(json, "pre_tokenizer", "pretokenizers", [&](const std::string& key) {
+    const std::string type = json.text(key + "/type");
+    said += (said.empty() ? "" : ", ") + type;
+    if (type == "Digits" && json.flag(key + "/individual_digits", false)) said += " one by one";
+    if (type == "Split" && json.text(key + "/behavior") == "Isolated" && !json.flag(key + "/invert", false) &&
+        json.text(key + "/pattern/Regex", "") == llama3_pattern)
+      said += " of Llama 3";
+    if (type == "Metaspace") {
+      require(key + "/replacement", "\u2581");
+      if (json.flag(key + "/split", false)) v.refuse(key + "/split", "false", "true");
+      const std::string scheme = json.text(key + "/prepend_scheme", "always");
+      v.prefix = scheme == "never"   ? Prefix::none
+                 : scheme == "first" ? Prefix::if_absent_at_first
+                                     : Prefix::if_absent;
+    }
+    if (type == "ByteLevel") {
+      if (json.flag(key + "/add_prefix_space", true)) v.refuse(key + "/add_prefix_space", "false", "true");
+      bytes = true, gpt2_pattern = json.flag(key + "/use_regex", true);
+    }
+  });
+  if (bytes && gpt2_pattern && said == "ByteLevel")
+    v.pattern = Pattern::gpt2;
+  else if (bytes && gpt2_pattern && said == "Digits one by one, ByteLevel")
+    v.pattern = Pattern::smollm;
+  else if (bytes && !gpt2_pattern && said == "Split of Llama 3, ByteLevel")
+    v.pattern = Pattern::llama3;
+  else if (!said.empty() && said != "Metaspace")
+    v.refuse("pre_tokenizer", "that of GPT-2, SmolLM2, Llama 3 or SentencePiece", said);
+  each_member(json, "normalizer", "normalizers", [&](const std::string& key) {
+    const std::string type = json.text(key + "/type");
+    if (type == "Prepend" && !bytes) {
+      require(key + "/prepend", "\u2581");
+      v.prefix = Prefix::always;
+    } else if (type == "Replace" && !bytes) {
+      require(key + "/pattern/String", " "), require(key + "/content", "\u2581");
+    } else {
+      v.refuse(key, "none, or SentencePiece's", type);
+    }
+  });
+
+  simdjson::dom::object ids;
+  simdjson::dom::array merges, added;
+  if (json.root().at_pointer("/model/vocab").get(ids)) v.refuse("model/vocab", "an object", "none");
+  if (json.root().at_pointer("/model/merges").get(merges)) v.refuse("model/merges", "a list", "none");
+  const bool has_added = !json.root()["added_tokens"].get(added);
+  const auto place = [&](int64_t id, std::string_view text, Vocabulary::Kind kind) {
+    if (id < 0 || id > 1 << 24) v.refuse("id", "an id in [0, 2^24]", std::to_string(id));
+    if (id >= std::ssize(v.tokens)) v.tokens.resize(id + 1), v.kinds.resize(id + 1, Vocabulary::unused);
+    if (!v.tokens[id].empty() && v.tokens[id] != text)
+      v.refuse("id " + std::to_string(id), "one token", std::string(text));
+    v.tokens[id] = text, v.kinds[id] = kind;
+  };
+  for (const auto& [token, id] : ids) {
+    int64_t n = -1;
+    if (id.get(n)) n = -1;
+    const bool byte = !bytes && token.size() == 6 && token.starts_with("<0x") && token.ends_with(">");
+    place(n, token, byte ? Vocabulary::byte : Vocabulary::normal);
+  }
+  for (size_t i = 0; has_added && i < added.size(); ++i) {
+    const std::string key = "added_tokens/" + std::to_string(i) + "/";
+    for (const char* side : {"lstrip", "rstrip", "single_word"})
+      if (json.flag(key + side, false)) v.refuse(key + side, "false", "true");
+    place(json.integer(key + "id"), json.text(key + "content"),
+          json.flag(key + "special", true) ? Vocabulary::control : Vocabulary::user_defined);
+  }
+  for (const auto merge : merges) {
+    std::string_view whole;
+    simdjson::dom::array pair;
+    std::string_view left, right;
+    if (!merge.get(whole))
+      left = whole.substr(0, whole.find(' ')), right = whole.substr(std::min(left.size() + 1, whole.size()));
+    else if (merge.get(pair) || pair.size() != 2 || pair.at(0).get(left) || pair.at(1).get(right))
+      v.refuse("model/merges", "two tokens each", simdjson::minify(merge));
+    v.merges.emplace_back(left, right);
+  }
+  each_member(json, "post_processor", "processors", [&](const std::string& key) {
+    if (json.text(key + "/type") != "TemplateProcessing") return;
+    bool text_seen = false;
+    for (int64_t i = 0; json.has(format("%s/single/%ld", key.c_str(), i)); ++i) {
+      const std::string special = format("%s/single/%ld/SpecialToken/id", key.c_str(), i);
+      if (!json.has(special))
+        text_seen = true;
+      else
+        (text_seen ? v.eos : v.bos) =
+            std::find(v.tokens.begin(), v.tokens.end(), json.text(special)) - v.tokens.begin();
+    }
+  });
+  return v;
+}
+
+}  // namespace
+
+Vocabulary read_vocabulary(const std::string& path) {
+  if (!std::filesystem::is_directory(path)) {
+    const MappedFile file(path);
+    return read_vocabulary(Gguf(file), path);
+  }
+  if (exists(path + "/tokenizer.json")) return read_tokenizer_json(path + "/tokenizer.json");
+  if (exists(path + "/tokenizer.model")) return read_sentence_piece(path + "/tokenizer.model");
+  fail(Exit::input, "%s: expected tokenizer.json or tokenizer.model, found neither; fetch the whole model",
+       path.c_str());
+}
+
+}  // namespace quest
