@@ -30,9 +30,24 @@ inline double half(const unsigned char* p) {  // IEEE 754 binary16
 }
 
 inline double weight(const View& w, int64_t row, int64_t col) {
-  const int64_t at = row * w.stride + col, e = at % format_of(w.type).elements, j = e / 32, l = e % 32;
+  const int64_t at = row * w.stride + col;
   const auto* bytes = static_cast<const unsigned char*>(w.data);
-  const auto* block = bytes + at / format_of(w.type).elements * format_of(w.type).bytes;
+  float f;
+  if (w.type == Type::f32) return std::memcpy(&f, bytes + 4 * at, 4), f;
+  if (w.type == Type::f16) return half(bytes + 2 * at);
+  if (w.type == Type::bf16) {
+    const uint32_t bits = static_cast<uint32_t>(bytes[2 * at] | bytes[2 * at + 1] << 8) << 16;
+    return std::memcpy(&f, &bits, 4), f;
+  }
+  if (w.type == Type::nf4) {  // all in fp32: so is the format
+    const auto& n = *static_cast<const Nf4*>(w.data);
+    const float scale =
+        n.absmax ? n.absmax[at / 64] : n.scale_map[n.scale_codes[at / 64]] * n.nested[at / 16384] + n.offset;
+    return n.book[n.codes[at / 2] >> (1 - at % 2) * 4 & 15] * scale;
+  }
+  const bool large = w.type >= Type::q4_k;
+  const int64_t e = large ? at % 256 : at % 32, j = e / 32, l = e % 32;
+  const auto* block = bytes + (large ? at / 256 : at / 32) * format_of(w.type).bytes;
   const auto nibble = [&](int from) { return block[from + e % 16] >> e / 16 * 4 & 15; };
   const auto fifth = [&](int from) { return (block[from + e / 8] >> e % 8 & 1) * 16; };
   const auto k_quant = [&](int fifths, int nibbles) {
@@ -43,15 +58,7 @@ inline double weight(const View& w, int64_t row, int64_t col) {
     const int code = (block[nibbles + j / 2 * 32 + l] >> j % 2 * 4 & 15) + 16 * high;
     return half(block) * scale * code - half(block + 2) * least;
   };
-  float f;
   switch (w.type) {
-    case Type::f32: std::memcpy(&f, bytes + 4 * at, 4); return f;
-    case Type::f16: return half(bytes + 2 * at);
-    case Type::bf16: {
-      const uint32_t bits = static_cast<uint32_t>(bytes[2 * at] | bytes[2 * at + 1] << 8) << 16;
-      std::memcpy(&f, &bits, 4);
-      return f;
-    }
     case Type::q4_0: return half(block) * (nibble(2) - 8);
     case Type::q4_1: return half(block) * nibble(4) + half(block + 2);
     case Type::q5_0: return half(block) * (nibble(6) + fifth(2) - 16);
@@ -63,12 +70,6 @@ inline double weight(const View& w, int64_t row, int64_t col) {
       const int low = block[j / 4 * 64 + j % 2 * 32 + l] >> j % 4 / 2 * 4 & 15;
       const int high = block[128 + j / 4 * 32 + l] >> j % 4 * 2 & 3;
       return half(block + 208) * static_cast<signed char>(block[192 + e / 16]) * (low + 16 * high - 32);
-    }
-    case Type::nf4: {
-      const auto& n = *static_cast<const Nf4*>(w.data);
-      const float scale = n.absmax ? n.absmax[at / 64]
-                                   : n.scale_map[n.scale_codes[at / 64]] * n.nested[at / 16384] + n.offset;
-      return n.book[n.codes[at / 2] >> (1 - at % 2) * 4 & 15] * scale;  // all in fp32: so is the format
     }
     default: return NAN;
   }

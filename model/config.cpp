@@ -4,9 +4,10 @@
 
 namespace quest {
 
-Config::Config(const std::string& path) : path_(path) {
-  const MappedFile file(path);
-  if (parser_.parse(file.text().data(), file.size(), true).get(root_) || !root_.is_object())
+Config::Config(const std::string& path) : Config(path, read_file(path)) {}
+
+Config::Config(const std::string& name, std::string_view text) : path_(name) {
+  if (parser_.parse(text.data(), text.size(), true).get(root_) || !root_.is_object())
     refuse("the file", "a JSON object", "something else");
 }
 

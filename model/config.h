@@ -12,6 +12,7 @@ namespace quest {
 class Config {
  public:
   explicit Config(const std::string& path);  // throws Error(input), as all members do
+  Config(const std::string& name, std::string_view text);
 
   // The value of a key, or `missing` where there is none, or null. An integer is at least 0 and below 2^31.
   bool has(const std::string& key) const;

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/nf4.h"
 #include "model/tensors.h"
 
 namespace quest {
@@ -28,9 +29,11 @@ struct Model {
   std::vector<Layer> layer;
 
   std::string name, path, sha256;
+  std::string config;  // as Hugging Face writes it; empty where it cannot be said so
   std::deque<TensorFile> files;  // what the weights point into
-  std::deque<std::vector<float>>
-      numbers;  // and what had to be computed: turns, norms of another type than f32
+  std::deque<Nf4> nf4;
+  std::deque<Nf4Matrix> quantized;
+  std::deque<std::vector<float>> numbers;  // turns, norms of another type than f32, scales
 
   int64_t q_width() const { return heads.heads * heads.size; }
   int64_t kv_width() const { return 2 * heads.kv_heads * heads.size; }
@@ -38,6 +41,9 @@ struct Model {
 
 // Opens a GGUF file (version 2 or 3) or a Hugging Face folder of the llama architecture. Every offset, size,
 // shape, type and scale is checked; throws Error(input) naming file, tensor or key, expected and found.
-std::unique_ptr<Model> load_model(const std::string& path);
+// nf4: the linear layers are quantised to NF4 with double quantisation.
+std::unique_ptr<Model> load_model(const std::string& path, bool nf4 = false);
+
+std::vector<float> decoded(const View& weights);  // of any stored type
 
 }  // namespace quest

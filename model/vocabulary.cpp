@@ -4,8 +4,9 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <set>
 
-#include "kernels/base/words.h"
+#include "kernels/base/json.h"
 #include "model/config.h"
 
 namespace quest {
@@ -266,6 +267,85 @@ Vocabulary read_tokenizer_json(const std::string& path) {
   return v;
 }
 
+// A field of a protocol buffer: a number, or a text with its length.
+std::string field(int number, uint64_t value) {
+  std::string out(1, static_cast<char>(number % 16 << 3));
+  if (number >= 16) out[0] |= static_cast<char>(0x80), out += static_cast<char>(number >> 4);
+  for (; value >= 128; value >>= 7) out += static_cast<char>(value | 128);
+  return out += static_cast<char>(value);
+}
+std::string field(int number, const std::string& text) {
+  std::string out = field(number, text.size());
+  out[0] |= 2;
+  return out + text;
+}
+
+std::string sentence_piece_model(const Vocabulary& v) {
+  std::string out;
+  for (size_t i = 0; i < v.tokens.size(); ++i) {
+    std::string score(4, '\0');
+    memcpy(score.data(), &v.scores[i], 4);
+    out += field(1, field(1, v.tokens[i]) + std::string("\x15") + score + field(3, v.kinds[i]));
+  }
+  const bool bytes = std::count(v.kinds.begin(), v.kinds.end(), Vocabulary::byte) == 256;
+  out += field(2, field(3, 2) + field(4, v.tokens.size()) + field(35, bytes) +
+                      field(41, static_cast<uint64_t>(v.bos)));
+  return out + field(3, field(1, "identity") + field(3, v.prefix != Prefix::none) + field(4, uint64_t{0}) +
+                            field(5, 1));
+}
+
+std::string tokenizer_json(const Vocabulary& v) {
+  const auto byte_level = [](JsonWriter& j, bool pattern) {
+    j.object().field("type", "ByteLevel").field("add_prefix_space", false).field("trim_offsets", true);
+    j.field("use_regex", pattern).end();
+  };
+  JsonWriter j;
+  j.object().field("version", "1.0").key("added_tokens").array();
+  for (size_t i = 0; i < v.tokens.size(); ++i)
+    if (v.kinds[i] == Vocabulary::control || v.kinds[i] == Vocabulary::user_defined) {
+      j.object()
+          .field("id", i)
+          .field("content", v.tokens[i])
+          .field("single_word", false)
+          .field("lstrip", false);
+      j.field("rstrip", false)
+          .field("normalized", false)
+          .field("special", v.kinds[i] == Vocabulary::control)
+          .end();
+    }
+  j.end().key("normalizer").raw("null").key("pre_tokenizer");
+  if (v.pattern != Pattern::gpt2) j.object().field("type", "Sequence").key("pretokenizers").array().object();
+  if (v.pattern == Pattern::smollm) j.field("type", "Digits").field("individual_digits", true).end();
+  if (v.pattern == Pattern::llama3) {
+    j.field("type", "Split").key("pattern").object().field("Regex", llama3_pattern).end();
+    j.field("behavior", "Isolated").field("invert", false).end();
+  }
+  byte_level(j, v.pattern != Pattern::llama3);
+  if (v.pattern != Pattern::gpt2) j.end().end();
+  j.key("post_processor").object().field("type", "TemplateProcessing").key("single").array();
+  const auto special = [&](int64_t id) {
+    if (id >= 0)
+      j.object().key("SpecialToken").object().field("id", v.tokens[id]).field("type_id", 0).end().end();
+  };
+  special(v.bos);
+  j.object().key("Sequence").object().field("id", "A").field("type_id", 0).end().end();
+  special(v.eos);
+  j.end().key("pair").array().end().key("special_tokens").object();
+  for (const int64_t id : std::set{v.bos, v.eos})
+    if (id >= 0) {
+      j.key(v.tokens[id]).object().field("id", v.tokens[id]).key("ids").array().value(id).end();
+      j.key("tokens").array().value(v.tokens[id]).end().end();
+    }
+  j.end().end().key("decoder");
+  byte_level(j, true);
+  j.key("model").object().field("type", "BPE").field("ignore_merges", v.whole_pieces).key("vocab").object();
+  for (size_t i = 0; i < v.tokens.size(); ++i)
+    if (!v.tokens[i].empty()) j.field(v.tokens[i], i);
+  j.end().key("merges").array();
+  for (const auto& [left, right] : v.merges) j.value(left + " " + right);
+  return j.end().end().end().text() + "\n";
+}
+
 }  // namespace
 
 Vocabulary read_vocabulary(const std::string& path) {
@@ -277,6 +357,19 @@ Vocabulary read_vocabulary(const std::string& path) {
   if (exists(path + "/tokenizer.model")) return read_sentence_piece(path + "/tokenizer.model");
   fail(Exit::input, "%s: expected tokenizer.json or tokenizer.model, found neither; fetch the whole model",
        path.c_str());
+}
+
+void copy_tokenizer(const std::string& path, const std::string& folder) {
+  if (!std::filesystem::is_directory(path)) {
+    const Vocabulary v = read_vocabulary(path);
+    if (v.pattern == Pattern::sentence_piece)
+      write_file(folder + "/tokenizer.model", sentence_piece_model(v));
+    else
+      write_file(folder + "/tokenizer.json", tokenizer_json(v));
+    return;
+  }
+  for (const char* name : {"/tokenizer.json", "/tokenizer.model"})
+    if (exists(path + name)) write_file(folder + name, read_file(path + name));
 }
 
 }  // namespace quest

@@ -39,5 +39,8 @@ struct Vocabulary {
 Vocabulary read_vocabulary(const Gguf& gguf, const std::string& path);
 // Of a model: a GGUF file, or a folder with tokenizer.json or tokenizer.model. Throws Error(input).
 Vocabulary read_vocabulary(const std::string& path);
+// Writes the tokeniser of a model into a Hugging Face folder: as tokenizer.json, or for SentencePiece
+// tokenizer.model.
+void copy_tokenizer(const std::string& path, const std::string& folder);
 
 }  // namespace quest

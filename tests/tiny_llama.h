@@ -16,6 +16,8 @@ struct TinyLlama {
     Random r(seed);
     model.layers = 2, model.width = 64, model.mlp = 96, model.vocabulary = 20, model.max_positions = 64;
     model.heads = {4, 2, 16};
+    // NF4: blocks straddle the rows of the MLP's last layer, and its scales have two nested groups
+    if (type == Type::nf4) model.mlp = 260;
     const int64_t d = model.width, q = 4 * 16, kv = 2 * 16;
     model.embedding = weights(r, model.vocabulary, d, Type::q8_0, 0.5);
     model.final_norm = norm(r, d);
@@ -47,6 +49,12 @@ struct TinyLlama {
   // Random blocks whose values have about the given spread; f32 as it is, Q4_1 and Q8_0 as random codes and
   // scales.
   View weights(Random& r, int64_t rows, int64_t cols, Type type, double spread) {
+    if (type == Type::nf4) {
+      const View plain = weights(r, rows, cols, Type::f32, spread);
+      model.quantized.push_back(quantize_nf4(static_cast<float*>(plain.data), rows * cols));
+      model.nf4.push_back(model.quantized.back().view());
+      return {&model.nf4.back(), Type::nf4, rows, cols, cols};
+    }
     if (type == Type::f32) {
       View v = plain(rows, cols);
       for (int64_t i = 0; i < rows * cols; ++i)

@@ -11,5 +11,6 @@ Command train_command();
 Command eval_command();
 Command predict_command();
 Command info_command();
+Command quantize_command();
 
 }  // namespace quest

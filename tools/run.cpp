@@ -140,7 +140,9 @@ int evaluate_run(const RunOptions& o) {
 }
 
 int info(const std::string& path) {
-  if (exists(path + "/config.json")) {
+  const bool model_folder =
+      exists(path + "/model.safetensors") || exists(path + "/model.safetensors.index.json");
+  if (exists(path + "/config.json") && !model_folder) {
     const Settings s = read_config(path);
     printf("run: %s prompt of %ld rows, %s pooling, sampler %s, seed %ld\n", s.placement.c_str(),
            s.prompt_rows, s.pooling.c_str(), s.sampler.c_str(), s.seed);
@@ -153,9 +155,11 @@ int info(const std::string& path) {
     printf("dataset %s: %ld training and %ld test queries, %ld labels, %ld and %ld pairs\n", d.name.c_str(),
            d.train.texts.size(), d.test.texts.size(), d.labels.size(), d.train.labels.count(),
            d.test.labels.count());
-  } else if (fs::is_directory(path)) {
+  } else if (fs::is_directory(path) && !model_folder) {
     fail(Exit::input,
-         "%s: expected a run (config.json) or a dataset (meta.json), found neither; give another folder",
+         "%s: expected a run (config.json), a dataset (meta.json) or a model (model.safetensors), found "
+         "none; give "
+         "another folder",
          path.c_str());
   } else {
     const auto m = load_model(path);

@@ -18,7 +18,9 @@ std::vector<Option> job_options(Settings& s) {
   return {
       {"job", 0, &s.job, "NAME", "name of the job, for the record"},
       {"data", 'd', &s.data, "DIR", "dataset folder (quest data import); without it the default dataset"},
-      {"model", 'm', &s.model, "FILE", "GGUF of the llama architecture; without it SmolLM2-135M-Instruct"},
+      {"model", 'm', &s.model, "PATH",
+       "GGUF or Hugging Face folder of a llama; without it SmolLM2-135M-Instruct"},
+      {"quant", 0, &s.quant, "none|nf4", "quantise the linear layers at load: NF4 with double quantisation"},
       {"min-positives", 0, &s.min_positives, "N", "a label counts from so many training positives on"},
       {"test-queries", 0, &s.test_queries, "N", "evaluate so many test queries, by hash; 0: all"},
       {"ratio", 0, &s.ratio, "X", "share of the training pairs to draw; 0: a quarter, at least 2,000", 0, 1},

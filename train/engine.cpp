@@ -22,7 +22,7 @@ bool Interrupt::requested() {
 }
 
 Engine::Engine(const Settings& s)
-    : model(load_model(s.model.empty() ? default_model_path() : s.model)),
+    : model(load_model(s.model.empty() ? default_model_path() : s.model, s.quant == "nf4")),
       tokenizer(new Tokenizer(read_vocabulary(model->path))),
       threads(s.threads),
       arena(available_memory()),

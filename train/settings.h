@@ -7,14 +7,15 @@ namespace quest {
 
 struct Settings {
   // The job.
-  std::string job = "own";    // its name, for the record; the default job has a fixed one
-  std::string data, model;    // dataset folder and GGUF; empty: the default ones
-  int64_t min_positives = 0;  // a label counts from so many training positives on
-  int64_t test_queries = 0;   // those with the smallest hash of their uid; 0: all
-  double ratio = 0;           // share of the pairs that the sampler draws; 0: a quarter, but at least 2,000
-  int64_t pairs = 0;          // at most so many; 0: no limit
-  double validation = 0.02;   // share of the training queries held out, by hash of their uid
-  int64_t length = 64;        // tokens of a text; the rest is cut
+  std::string job = "own";     // its name, for the record; the default job has a fixed one
+  std::string data, model;     // dataset folder; GGUF or Hugging Face folder; empty: the default ones
+  std::string quant = "none";  // nf4: the linear layers are quantised when the model is loaded
+  int64_t min_positives = 0;   // a label counts from so many training positives on
+  int64_t test_queries = 0;    // those with the smallest hash of their uid; 0: all
+  double ratio = 0;            // share of the pairs that the sampler draws; 0: a quarter, but at least 2,000
+  int64_t pairs = 0;           // at most so many; 0: no limit
+  double validation = 0.02;    // share of the training queries held out, by hash of their uid
+  int64_t length = 64;         // tokens of a text; the rest is cut
 
   // The prompt.
   std::string placement = "suffix", pooling = "last";

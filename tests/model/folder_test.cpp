@@ -8,6 +8,7 @@
 #include "kernels/base/json.h"
 #include "kernels/ref.h"
 #include "model/encode.h"
+#include "model/save.h"
 #include "tests/check.h"
 #include "tests/model/gguf_writer.h"
 
@@ -244,6 +245,78 @@ TEST_F(FolderTest, BadTensors) {
   lies.replace(lies.find("\"F32\""), 5, "\"F64\"");
   write_file(at("model.safetensors"), lies);
   expect_refused({"model.safetensors", "dtype"});
+}
+
+// The whole way: a GGUF quantised and saved, read back, and the same decoded numbers as quantised at load.
+TEST_F(FolderTest, Nf4) {
+  write("model.safetensors");
+  const auto plain = load_model(folder_);
+  save_nf4(*plain, folder_);
+  const auto at_load = [&] {
+    write_file(at("tiny.gguf"), pieces_.gguf.bytes());
+    return load_model(at("tiny.gguf"), true);
+  }();
+  const auto saved = load_model(folder_);
+  EXPECT_EQ(saved->layer[1].q.type, Type::nf4);
+  EXPECT_EQ(at_load->layer[1].q.type, Type::nf4);
+  EXPECT_NE(at_load->sha256, load_model(at("tiny.gguf"))->sha256);
+  EXPECT_EQ(decoded(saved->layer[1].down), decoded(at_load->layer[1].down));  // no row of it stands elsewhere
+  EXPECT_EQ(decoded(saved->embedding), decoded(plain->embedding));
+  Matrix a = embeddings(folder_), b = of_gguf();
+  double apart = 0, size = 0;
+  for (int64_t i = 0; i < 2; ++i)
+    for (int64_t j = 0; j < 64; ++j) apart += std::pow(a.at(i, j) - b.at(i, j), 2), size += std::pow(b.at(i, j), 2);
+  EXPECT_TRUE(apart > 0 && apart <= 0.1 * size) << apart / size;
+  fs::create_directory(at("again"));
+  save_nf4(*load_model(at("tiny.gguf")), at("again"));  // rows of q and k change places before they are quantised
+  Matrix c = embeddings(at("again"));
+  expect_close(c, a, 1e-12, "by way of the GGUF");
+}
+
+// What is wrong with a quantised weight is said with its name.
+TEST_F(FolderTest, BadNf4) {
+  write("model.safetensors");
+  save_nf4(*load_model(folder_), folder_);
+  const std::string name = "model.layers.0.mlp.up_proj.weight", state = name + ".quant_state.bitsandbytes__nf4";
+  const auto refused = [&](const std::function<void(TensorFile&)>& change, const std::vector<std::string>& parts) {
+    TensorFile f = read_tensors(at("model.safetensors"));
+    std::string text(reinterpret_cast<const char*>(f.tensors.at(state).data), f.tensors.at(state).bytes);
+    change(f);
+    const std::string whole = read_file(at("model.safetensors"));
+    write_tensors(at("changed"), f);
+    fs::rename(at("changed"), at("model.safetensors"));
+    expect_refused(parts);
+    write_file(at("model.safetensors"), whole);
+  };
+  std::string text;
+  const auto lie = [&](const std::string& part, const std::string& by, const std::vector<std::string>& parts) {
+    refused([&](TensorFile& f) {
+      Tensor& t = f.tensors.at(state);
+      text.assign(reinterpret_cast<const char*>(t.data), t.bytes);
+      ASSERT_NE(text.find(part), text.npos) << text;
+      text.replace(text.find(part), part.size(), by);
+      t = Tensor("U8", {std::ssize(text)}, text.data(), std::ssize(text));
+    }, parts);
+  };
+  lie("\"blocksize\": 64", "\"blocksize\": 128", {state, "blocksize", "64", "128"});
+  lie("256", "128", {state, "nested_blocksize"});
+  lie("[96, 64]", "[64, 96]", {state, "shape/0", "96"});
+  lie("\"nested_offset\": 0", "\"nested_offset\": 1e99, \"x\": 0", {state, "nested_offset"});
+  lie("{", "", {state, "JSON object"});
+  for (const char* part : {"", ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"}) {
+    refused([&](TensorFile& f) { f.tensors.erase(name + part); }, {name + part, "found none"});
+    refused([&](TensorFile& f) {
+      Tensor& t = f.tensors.at(name + part);
+      const int64_t less = t.bytes - 4;
+      t = Tensor(t.type, {t.type == "U8" ? less : less / 4}, t.data, less);
+    }, {name + part});
+  }
+  static const std::vector<float> nan(256, NAN);
+  for (const auto& [part, count] : {std::pair(".quant_map", 16), {".nested_quant_map", 256}})
+    refused([&](TensorFile& f) { f.tensors.at(name + part).data = reinterpret_cast<const std::byte*>(nan.data()); },
+            {name + part, "finite"});
+  refused([&](TensorFile& f) { f.tensors.emplace(name + ".odd", Tensor("U8", {1}, nan.data(), 1)); },
+          {"only the tensors", ".odd"});
 }
 
 // ---- the container

@@ -22,8 +22,12 @@ PLACEMENTS, POOLINGS = ("prefix", "suffix"), ("last", "mean")
 
 
 def load(path, dtype=torch.float32):
-    """The model of a GGUF file, dequantised by transformers; float64 is free of any rounding to float32."""
+    """The model of a GGUF file, dequantised by transformers, or of a Hugging Face folder; float64 is free of any
+    rounding to float32."""
     path = pathlib.Path(path)
+    if path.is_dir():
+        return AutoModel.from_pretrained(str(path), attn_implementation="eager",
+                                         torch_dtype=torch.float32).eval().requires_grad_(False)
     model = AutoModel.from_pretrained(str(path.parent), gguf_file=path.name, attn_implementation="eager",
                                       torch_dtype=torch.float32).eval().requires_grad_(False)
     check_weights(model, path)

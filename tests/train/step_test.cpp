@@ -88,8 +88,9 @@ std::vector<Case> all_cases() {
 }
 
 TEST(Step, GradientOfTheWholeGraphByComplexStep) {
-  for (const Type type : {Type::q4_1, Type::q8_0}) {
+  for (const Type type : {Type::q4_1, Type::q8_0, Type::nf4}) {
     TinyLlama tiny(11, type);
+    tiny.model.turns.halves = type == Type::nf4;
     Bench real(ref::ref_ops<double>()), complex(ref::ref_ops<Complex>());
     Random r(12);
     for (Case& k : all_cases()) {
