@@ -47,15 +47,19 @@ struct SparseRows {
   std::span<const int32_t> row(int64_t i) const {
     return columns.subspan(offsets[i], offsets[i + 1] - offsets[i]);
   }
+  // Without any row, nothing does.
+  bool holds(int64_t i, int32_t column) const {
+    return !offsets.empty() && std::ranges::binary_search(row(i), column);
+  }
 };
 
-// The first k of every list without the query's own label. own [queries], -1 none; empty: nobody has one.
-// Lists of k + 1 thus serve both protocols: own labels dropped before ranking, and raw.
-inline Ranked drop_own(const Ranked& lists, std::span<const int32_t> own, int64_t k) {
+// The first k of every list without the labels that are dropped for its query. Lists longer than k by as many
+// thus serve both protocols: dropped before ranking, and raw.
+inline Ranked drop_labels(const Ranked& lists, SparseRows dropped, int64_t k) {
   Ranked out(lists.queries, k);
   for (int64_t i = 0; i < lists.queries * lists.k; ++i) {
     const int64_t query = i / lists.k;
-    if (lists.ids[i] >= 0 && (own.empty() || lists.ids[i] != own[query]))
+    if (lists.ids[i] >= 0 && !dropped.holds(query, lists.ids[i]))
       out.offer(query, lists.scores[i], lists.ids[i]);
   }
   return out;

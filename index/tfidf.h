@@ -54,9 +54,9 @@ class Tfidf {
     for (const double square : squares) centroid_lengths_.push_back(std::sqrt(square));
   }
 
-  // The lists of each method, without labels of score 0 (z_sum: without those outside the union) and the
-  // query's own label, own[query] (-1 or empty: none). Same bits for any number of threads.
-  std::array<Ranked, 4> rank(const TextOf& text, int64_t queries, std::span<const int32_t> own, int64_t k,
+  // The lists of each method, without labels of score 0 (z_sum: without those outside the union) and those
+  // that are dropped for the query. Same bits for any number of threads.
+  std::array<Ranked, 4> rank(const TextOf& text, int64_t queries, SparseRows dropped, int64_t k,
                              Threads& threads) {
     const int64_t rows = training_.rows(), labels = std::ssize(centroid_lengths_);
     std::vector<SparseVector> vectors;
@@ -85,7 +85,7 @@ class Tfidf {
       std::map<int32_t, double> z;  // of the union of the three lists
       for (const Method method : {label_text, centroid, neighbours}) {
         for (int32_t l = 0; l < labels; ++l)
-          if (scores[method][l] > 0 && (own.empty() || own[query] != l))
+          if (scores[method][l] > 0 && !dropped.holds(query, l))
             lists[method].offer(query, scores[method][l], l);
         for (const int32_t l : lists[method].row(query))
           if (l >= 0) z[l] = 0;

@@ -55,11 +55,13 @@ Pairs::Pairs(const std::string& folder, const std::string& side, int64_t row_cou
 
 static Split open_split(const std::string& folder, const std::string& side, int64_t labels) {
   const Texts texts(folder, side);
-  Split split{texts, Pairs(folder, side, texts.size(), labels), MappedFile(folder + "/" + side + ".own")};
+  Split split{texts, Pairs(folder, side, texts.size(), labels), MappedFile(folder + "/" + side + ".own"), {}};
   const auto own = split.own_file.array<int32_t>();
   const std::string& path = split.own_file.path();
   require(path, "values", std::ssize(own), texts.size(), texts.size());
   for (const int32_t label : own) require(path, "own label", label, -1, labels - 1);
+  if (exists(folder + "/" + side + ".filter.offsets"))
+    split.filter = Pairs(folder, side + ".filter", texts.size(), labels);
   return split;
 }
 

@@ -47,6 +47,11 @@ struct Split {
   Texts texts;
   Pairs labels;
   MappedFile own_file;
+  Pairs filter = {};
+  // Labels that are never ranked for the query, by the dataset's filter file.
+  std::span<const int32_t> filtered(int64_t query) const {
+    return filter.rows() < 0 ? std::span<const int32_t>() : filter.row(query);
+  }
   // The query as a label, or -1.
   int32_t own(int64_t query) const { return own_file.array<int32_t>()[query]; }
 };

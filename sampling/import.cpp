@@ -115,53 +115,77 @@ struct BadLine {  // thrown by what reads a line
   std::string what;
 };
 
-// Reads a line of a plain or gzipped file, without its end; false when there is none. A line that is longer
-// than longest_line is cut right after that length.
-bool read_line(gzFile file, std::string& line) {
-  line.clear();
-  int c;
-  while ((c = gzgetc(file)) >= 0 && c != '\n')
-    if (line.size() <= longest_line) line += static_cast<char>(c);
-  return c >= 0 || !line.empty();
+// Lines of a plain or gzipped file, one after another.
+class Lines {
+ public:
+  std::string line;    // without its end; one that is longer than longest_line is cut right after that length
+  int64_t number = 0;  // from 1
+
+  explicit Lines(const std::string& path) : path_(path), file_(gzopen(path.c_str(), "rb"), gzclose) {
+    if (!file_) fail(Exit::input, "%s: cannot be opened: %s; check the file", path.c_str(), strerror(errno));
+    gzbuffer(file_.get(), block_bytes);
+    if (path.ends_with(".gz") && gzdirect(file_.get()))
+      fail(Exit::input, "%s: expected gzip data, found something else; compress it again", path.c_str());
+    line.reserve(usual_line + simdjson::SIMDJSON_PADDING);
+  }
+  bool next() {  // false at the end of a whole file
+    line.clear();
+    int c;
+    while ((c = gzgetc(file_.get())) >= 0 && c != '\n')
+      if (line.size() <= longest_line) line += static_cast<char>(c);
+    int error = Z_OK;
+    const char* why = gzerror(file_.get(), &error);
+    if (error != Z_OK)
+      fail(Exit::input,
+           "%s: after line %ld: expected a whole gzip file, found %s; fetch or compress it again",
+           path_.c_str(), number, error == Z_ERRNO ? strerror(errno) : why);
+    if (c < 0 && line.empty()) return false;
+    if (++number == 1 && line.starts_with("\xef\xbb\xbf")) line.erase(0, 3);
+    if (line.ends_with('\r')) line.pop_back();
+    return true;
+  }
+  double kilobytes() {  // of the file as it is, since the last time
+    const int64_t before = std::exchange(position_, gzoffset(file_.get()));
+    return (position_ - before) / 1e3;
+  }
+
+ private:
+  std::string path_;
+  std::unique_ptr<gzFile_s, int (*)(gzFile)> file_;
+  int64_t position_ = 0;
+};
+
+// Calls read(line, number) for every line; what it throws as BadLine is counted, and f(bad) called.
+void each_good_line(const std::string& path, Import& import, auto&& read, auto&& when_bad) {
+  Lines lines(path);
+  while (lines.next()) {
+    try {
+      if (lines.line.empty()) throw BadLine{"empty line"};
+      if (lines.line.size() > longest_line) throw BadLine{format("longer than %zu bytes", longest_line)};
+      if (!simdjson::validate_utf8(lines.line)) throw BadLine{"not UTF-8"};
+      read(lines.line, lines.number);
+    } catch (const BadLine& bad) {
+      when_bad();
+      if (++import.done.bad_lines <= 10)
+        import.done.bad.push_back(format("%s:%ld: %s", path.c_str(), lines.number, bad.what.c_str()));
+    }
+    if (import.progress) import.progress->add(lines.kilobytes());
+  }
 }
 
 // Adds a row for every line: read(line, number, row) fills it and returns its side, or throws BadLine; then
 // an empty row goes to `bad_side`.
 void each_line(const std::string& path, Import& import, Side& bad_side, auto&& read) {
-  const std::unique_ptr<gzFile_s, int (*)(gzFile)> file(gzopen(path.c_str(), "rb"), gzclose);
-  if (!file) fail(Exit::input, "%s: cannot be opened: %s; check the file", path.c_str(), strerror(errno));
-  gzbuffer(file.get(), block_bytes);
-  if (path.ends_with(".gz") && gzdirect(file.get()))
-    fail(Exit::input, "%s: expected gzip data, found something else; compress it again", path.c_str());
-  std::string line;
-  line.reserve(usual_line + simdjson::SIMDJSON_PADDING);
-  int64_t number = 0;
-  for (int64_t position = 0; read_line(file.get(), line);) {
-    const bool too_long = line.size() > longest_line;
-    if (++number == 1 && line.starts_with("\xef\xbb\xbf")) line.erase(0, 3);
-    if (line.ends_with('\r')) line.pop_back();
-    Row row;
-    Side* side = &bad_side;
-    try {
-      if (line.empty()) throw BadLine{"empty line"};
-      if (too_long) throw BadLine{format("longer than %zu bytes", longest_line)};
-      if (!simdjson::validate_utf8(line)) throw BadLine{"not UTF-8"};
-      side = &read(line, number, row);
-    } catch (const BadLine& bad) {
-      row = {};
-      if (++import.done.bad_lines <= 10)
-        import.done.bad.push_back(format("%s:%ld: %s", path.c_str(), number, bad.what.c_str()));
-    }
-    side->add(row);
-    const int64_t before = std::exchange(position, gzoffset(file.get()));
-    if (import.progress) import.progress->add((position - before) / 1e3);
-  }
-  int error = Z_OK;
-  const char* why = gzerror(file.get(), &error);
-  if (error != Z_OK)
-    fail(Exit::input, "%s: after line %ld: expected a whole gzip file, found %s; fetch or compress it again",
-         path.c_str(), number, error == Z_ERRNO ? strerror(errno) : why);
-  if (number == 0)
+  const int64_t before = import.labels.rows + import.train.rows + import.test.rows;
+  each_good_line(
+      path, import,
+      [&](const std::string& line, int64_t number) {
+        Row row;
+        Side& side = read(line, number, row);
+        side.add(row);
+      },
+      [&] { bad_side.add({}); });
+  if (import.labels.rows + import.train.rows + import.test.rows == before)
     fail(Exit::input, "%s: expected a row a line, found an empty file; fetch or make it again", path.c_str());
 }
 
@@ -220,16 +244,98 @@ void import_rows(const std::string& path, Import& import, Side& side) {
   });
 }
 
-std::string raw_file(const std::string& folder, const std::string& side) {
-  const std::string plain = folder + "/" + side + ".json", gzipped = plain + ".gz";
-  const bool is_plain = exists(plain);
-  if (exists(gzipped) == is_plain)
-    fail(Exit::input, "%s: expected one file, found %s; give trn, tst and lbl, each as .json or .json.gz",
-         plain.c_str(), is_plain ? (gzipped + " too").c_str() : ("no " + side).c_str());
-  return is_plain ? plain : gzipped;
+// The one of a folder's files of these names that is there, plain or gzipped; of none, "" when it is
+// optional.
+std::string find_file(const std::string& folder, const std::vector<std::string>& names,
+                      bool optional = false) {
+  std::vector<std::string> found;
+  for (const std::string& name : names)
+    for (const char* end : {"", ".gz"})
+      if (exists(folder + "/" + name + end)) found.push_back(folder + "/" + name + end);
+  if (found.size() == 1 || (found.empty() && optional)) return found.empty() ? "" : found[0];
+  fail(Exit::input,
+       "%s/%s: expected one such file, plain or as .gz, found %s; give a folder with trn, tst and lbl "
+       "as .json, or with Y.txt, trn_X.txt, trn_X_Y.txt, tst_X.txt, tst_X_Y.txt",
+       folder.c_str(), names[0].c_str(), found.empty() ? "none" : (found[1] + " too").c_str());
 }
 
-// ---- TSV --------------------------------------------------------------------------------------------------
+// ---- the repository's sparse format -----------------------------------------------------------------------
+
+// "3:1.0 17:0.5": labels and weights, which are not used.
+void read_sparse(std::string_view line, int64_t label_count, std::set<int32_t>& out) {
+  for (size_t at = 0, end; (at = line.find_first_not_of(" \t", at)) != line.npos; at = end) {
+    end = std::min(line.find_first_of(" \t", at), line.size());
+    const std::string entry(line.substr(at, end - at));
+    long label = -1;
+    double weight = 0;
+    int read = 0;
+    if (sscanf(entry.c_str(), "%ld:%lf%n", &label, &weight, &read) != 2 || read != std::ssize(entry))
+      throw BadLine{format("'%.40s' is not LABEL:WEIGHT", entry.c_str())};
+    if (label < 0 || label >= label_count)
+      throw BadLine{format("label %ld, expected 0 to %ld", label, label_count - 1)};
+    out.insert(label);
+  }
+}
+
+// One text a line beside one line of labels for each, behind a header of both counts.
+void import_sparse(const std::string& texts, const std::string& pairs, Import& import, Side& side) {
+  Lines labels(pairs);
+  long rows = -1, columns = -1;
+  if (!labels.next() || sscanf(labels.line.c_str(), "%ld %ld", &rows, &columns) != 2 ||
+      columns != import.labels.rows)
+    fail(Exit::input,
+         "%s:1: expected the numbers of rows and of labels, %ld, found '%.40s'; it belongs to another set",
+         pairs.c_str(), import.labels.rows, labels.line.c_str());
+  std::string uid;
+  each_line(texts, import, side, [&](const std::string& line, int64_t number, Row& row) -> Side& {
+    while (labels.number < number + 1 && labels.next()) {
+    }
+    uid = std::to_string(number - 1), row.uid = uid, row.title = line;
+    try {
+      if (labels.number == number + 1) read_sparse(labels.line, columns, row.labels);
+    } catch (const BadLine& bad) {
+      throw BadLine{format("line %ld of %s: %s", number + 1, pairs.c_str(), bad.what.c_str())};
+    }
+    return side;
+  });
+  while (labels.next()) {
+  }
+  if (side.rows != rows || labels.number != rows + 1)
+    fail(Exit::input,
+         "%s: expected %ld texts and lines of labels, found %ld texts in %s and %ld lines; fetch both again",
+         pairs.c_str(), rows, side.rows, texts.c_str(), labels.number - 1);
+}
+
+// Lines "QUERY LABEL": pairs that are dropped before ranking.
+void import_filter(const std::string& path, Import& import, const std::string& name, const Side& side) {
+  if (path.empty()) return;
+  std::set<std::pair<int32_t, int32_t>> pairs;
+  each_good_line(
+      path, import,
+      [&](const std::string& line, int64_t) {
+        long query = -1, label = -1;
+        int read = 0;
+        if (sscanf(line.c_str(), "%ld %ld%n", &query, &label, &read) != 2 || read != std::ssize(line))
+          throw BadLine{"not a query and a label"};
+        if (query < 0 || query >= side.rows || label < 0 || label >= import.labels.rows)
+          throw BadLine{format("query %ld and label %ld, expected up to %ld and %ld", query, label,
+                               side.rows - 1, import.labels.rows - 1)};
+        pairs.emplace(query, label);
+      },
+      [] {});
+  OutFile offsets(import.out.file(name + ".filter.offsets")),
+      labels(import.out.file(name + ".filter.labels"));
+  int64_t count = 0;
+  auto at = pairs.begin();
+  offsets.put(count);
+  for (int64_t row = 0; row < side.rows; ++row) {
+    for (; at != pairs.end() && at->first == row; ++at, ++count) labels.put(at->second);
+    offsets.put(count);
+  }
+  offsets.commit(), labels.commit();
+}
+
+// ---- lines with label names -------------------------------------------------------------------------------
 
 void import_tsv(const std::string& path, Import& import) {
   std::string uid;
@@ -244,6 +350,29 @@ void import_tsv(const std::string& path, Import& import) {
       row.labels.insert(import.label(name, name));
     }
     if (row.labels.empty()) throw BadLine{"no tab and label after the text"};
+    return import.side_of(row.title);
+  });
+}
+
+void import_json_lines(const std::string& path, Import& import) {
+  dom::parser parser;
+  std::string uid;
+  each_line(path, import, import.train, [&](const std::string& line, int64_t number, Row& row) -> Side& {
+    dom::object object;
+    if (parser.parse(line).get(object)) throw BadLine{"not a valid JSON object"};
+    uid = std::to_string(number);
+    row.uid = has(object, "uid") ? text_field(object, "uid") : uid;
+    row.title = text_field(object, has(object, "title") ? "title" : "text");
+    if (has(object, "content")) row.content = text_field(object, "content");
+    std::vector<std::string_view> names;
+    for (const dom::element label : field<dom::array>(object, "labels")) {
+      std::string_view name;
+      if (label.get(name) || name.empty() || !simdjson::validate_utf8(name))
+        throw BadLine{"labels holds something that is not a name"};
+      names.push_back(name);
+    }
+    if (names.empty() || (row.title.empty() && row.content.empty())) throw BadLine{"no label, or no text"};
+    for (const std::string_view name : names) row.labels.insert(import.label(name, name));
     return import.side_of(row.title);
   });
 }
@@ -338,24 +467,53 @@ ImportSummary import_debian_index(const std::string& folder, const ImportOptions
 ImportSummary import_dataset(const std::string& source, const std::string& folder,
                              const ImportOptions& options) {
   std::error_code ignored;
-  const bool raw = fs::is_directory(source, ignored);
+  const bool folder_of_files = fs::is_directory(source, ignored);
+  const bool sparse = folder_of_files && !find_file(source, {"trn_X_Y.txt"}, true).empty();
+  const auto find = [&](const char* name) { return find_file(source, {name}); };
   std::vector<std::string> files = {source};
-  if (raw) files = {raw_file(source, "lbl"), raw_file(source, "trn"), raw_file(source, "tst")};
+  if (sparse)
+    files = {find("Y.txt"), find("trn_X.txt"), find("trn_X_Y.txt"), find("tst_X.txt"), find("tst_X_Y.txt")};
+  else if (folder_of_files)
+    files = {find("lbl.json"), find("trn.json"), find("tst.json")};
+  const size_t filters = files.size();
+  if (folder_of_files)
+    for (const char* side : {"train", "test"})
+      files.push_back(find_file(source,
+                                {format("filter_labels_%s.txt", side),
+                                 format("%s_filter_labels.txt", side[1] == 'r' ? "trn" : "tst")},
+                                true));
   Sha sha;  // of the files as they are, compressed or not
   double kilobytes = 0;
   for (const auto& path : files) {
+    if (path.empty()) continue;
     const MappedFile file(path);  // refuses what is no readable file
     sha.update(file.data(), file.size());
     kilobytes += file.size() / 1e3;
   }
   Import import(folder, options);
   if (options.progress) import.progress.emplace("importing " + source, kilobytes, "kB");
-  if (raw) {
+  if (sparse) {
+    std::string uid;
+    each_line(files[0], import, import.labels,
+              [&](const std::string& line, int64_t number, Row& row) -> Side& {
+                uid = std::to_string(number - 1), row.uid = uid, row.title = line;
+                import.label_of.try_emplace(line, import.labels.rows);
+                return import.labels;
+              });
+    import_sparse(files[1], files[2], import, import.train);
+    import_sparse(files[3], files[4], import, import.test);
+  } else if (folder_of_files) {
     import_rows(files[0], import, import.labels);
     import_rows(files[1], import, import.train);
     import_rows(files[2], import, import.test);
+  } else if (source.find(".json") != source.npos) {
+    import_json_lines(source, import);
   } else {
     import_tsv(source, import);
+  }
+  if (folder_of_files) {
+    import_filter(files[filters], import, "train", import.train);
+    import_filter(files[filters + 1], import, "test", import.test);
   }
   import.progress.reset();
   const ImportSummary& done = import.done;
@@ -365,7 +523,7 @@ ImportSummary import_dataset(const std::string& source, const std::string& folde
     fail(Exit::input, "%s: malformed lines, %ld in all: %s%s; correct them, or import with --skip-bad",
          source.c_str(), done.bad_lines, list.c_str(), done.bad_lines > 5 ? "; ..." : "");
   }
-  return import.finish(sha.hex(), !raw);
+  return import.finish(sha.hex(), sparse || !folder_of_files);
 }
 
 bool goes_to_test(std::string_view key) {

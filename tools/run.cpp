@@ -118,10 +118,10 @@ int evaluate_run(const RunOptions& o) {
   const Side& test = run.task.test;
   const Texts &queries = test.split->texts, &labels = run.task.data.labels;
   for (const int32_t q : test.queries) run.add(join_text(queries.title(q), queries.content(q)));
-  const Ranked all = run.search(depth + 1);
+  const Ranked all = run.search(depth + test.most_dropped());
   const Metrics m = measure(run.task, test, all, !o.keep_own);
   if (!o.out.empty()) {
-    const Ranked lists = drop_own(all, o.keep_own ? std::span<const int32_t>() : test.own, depth);
+    const Ranked lists = drop_labels(all, o.keep_own ? SparseRows() : test.dropped(), depth);
     OutFile out(o.out);
     for (int64_t q = 0; q < lists.queries; ++q) {
       int rank = 0;
@@ -199,7 +199,7 @@ Command eval_command() {
           .options = {{"run", 'r', &o->run, "DIR", "run folder; without it the newest finished one"},
                       {"out", 'o', &o->out, "FILE", "ranked lists: query uid, rank, label uid, score"},
                       {"hnsw", 0, &o->hnsw, "", "from the approximate index instead of the exact scan"},
-                      {"keep-own", 0, &o->keep_own, "", "do not drop a query's own label"},
+                      {"keep-own", 0, &o->keep_own, "", "do not drop a query's own label and filtered ones"},
                       {"threads", 't', &o->threads, "N", "threads; 0: all", 0, 1024},
                       {"json", 0, &o->json, "", "print JSON"}},
           .run = [o](const std::vector<std::string>&) { return evaluate_run(*o); }};

@@ -110,11 +110,11 @@ std::vector<Scores> Job::baselines(const Side& training, const Side& to) {
   };
   Tfidf tfidf(text_of(task_.data.train.texts, training.queries), training.labels(),
               text_of(task_.data.labels, task_.labels), std::ssize(task_.labels));
-  const auto rank = [&](std::span<const int32_t> own) {
-    return tfidf.rank(text_of(to.split->texts, to.queries), std::ssize(to.queries), own, depth,
+  const auto rank = [&](SparseRows dropped) {
+    return tfidf.rank(text_of(to.split->texts, to.queries), std::ssize(to.queries), dropped, depth,
                       engine_.threads);
   };
-  const auto filtered = rank(to.own), raw = rank({});
+  const auto filtered = rank(to.dropped()), raw = rank({});
   std::vector<Scores> scores;
   for (size_t i = 0; i < raw.size(); ++i)
     scores.push_back(
@@ -158,8 +158,9 @@ std::vector<float> Job::embed(Trainer& trainer, const std::vector<float>& prompt
 Scores Job::score(const std::string& name, const Side& side, const std::vector<float>& queries,
                   const std::vector<float>& labels) {
   const int64_t d = engine_.width();
-  const Ranked lists = exact_top_k({queries.data(), std::ssize(queries) / d, d},
-                                   {labels.data(), std::ssize(labels) / d, d}, depth + 1, engine_.threads);
+  const Ranked lists =
+      exact_top_k({queries.data(), std::ssize(queries) / d, d}, {labels.data(), std::ssize(labels) / d, d},
+                  depth + side.most_dropped(), engine_.threads);
   return {name, measure(task_, side, lists, true), measure(task_, side, lists, false)};
 }
 
@@ -251,7 +252,8 @@ std::string Job::result(const TrainState& state) const {
   j.field("model", engine_.model->name).field("model_sha256", engine_.model->sha256);
   j.field("labels", task_.labels.size()).field("test_queries", task_.test.queries.size());
   j.field("validation_queries", task_.validation.queries.size());
-  j.field("own_label", "dropped before ranking; kept under raw").field("metrics_from", "exact scan");
+  j.field("own_label", "dropped before ranking, with the pairs of a filter file; kept under raw")
+      .field("metrics_from", "exact scan");
   j.field("tfidf", tfidf_[tfidf_best_].name).field("untrained", untrained_.name);
   j.key("untrained_validation_R@10").object();
   for (const auto& [name, value] : untrained_choices_) j.field(name, value);

@@ -1,6 +1,7 @@
 #include "train/task.h"
 
 #include <algorithm>
+#include <set>
 
 #include "kernels/base/error.h"
 #include "kernels/base/random.h"
@@ -58,9 +59,21 @@ Side Task::side(const Split& split, std::vector<int32_t> queries) const {
     for (const int32_t l : split.labels.row(q))
       if (number[l] >= 0) s.truth.push_back(number[l]);
     s.offsets.push_back(std::ssize(s.truth));
-    s.own.push_back(split.own(q) < 0 ? -1 : number[split.own(q)]);
+    std::set<int32_t> dropped;
+    if (split.own(q) >= 0) dropped.insert(number[split.own(q)]);
+    for (const int32_t l : split.filtered(q)) dropped.insert(number[l]);
+    dropped.erase(-1);
+    s.dropped_labels.insert(s.dropped_labels.end(), dropped.begin(), dropped.end());
+    s.dropped_offsets.push_back(std::ssize(s.dropped_labels));
   }
   return s;
+}
+
+int64_t Side::most_dropped() const {
+  int64_t most = 0;
+  for (size_t i = 1; i < dropped_offsets.size(); ++i)
+    most = std::max(most, dropped_offsets[i] - dropped_offsets[i - 1]);
+  return most;
 }
 
 void Task::draw_pairs(Threads& threads) {

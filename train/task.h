@@ -15,9 +15,14 @@ struct Side {
   const Split* split = nullptr;
   std::vector<int32_t> queries;     // rows of the split
   std::vector<int64_t> offsets{0};  // CSR of the true labels
-  std::vector<int32_t> truth, own;  // own [queries]: the label that is the query itself, or -1
-  std::vector<int32_t> texts;       // [queries] in the corpus, once they are collected
+  std::vector<int32_t> truth;
+  std::vector<int64_t> dropped_offsets{
+      0};                               // CSR of what is dropped before ranking: the label that is the query
+  std::vector<int32_t> dropped_labels;  // itself, and what the dataset's filter names
+  std::vector<int32_t> texts;           // [queries] in the corpus, once they are collected
   SparseRows labels() const { return {offsets, truth}; }
+  SparseRows dropped() const { return {dropped_offsets, dropped_labels}; }
+  int64_t most_dropped() const;  // labels of one query
 };
 
 struct Task {

@@ -99,7 +99,7 @@ std::vector<float> mean_of_rows(const std::vector<float>& rows, int64_t cols) {
 }
 
 Metrics measure(const Task& task, const Side& side, const Ranked& lists, bool drop) {
-  const Ranked ranked = drop_own(lists, drop ? side.own : std::span<const int32_t>(), depth);
+  const Ranked ranked = drop_labels(lists, drop ? side.dropped() : SparseRows(), depth);
   return evaluate(ranked, side.labels(), task.counts, task.data.train.texts.size());
 }
 
@@ -167,8 +167,8 @@ double Trainer::validate() {
   const auto q = embed(state.prompt, task_.validation.texts, "validation queries"),
              l = embed(state.prompt, texts, "validation labels");
   const int64_t d = engine_.width();
-  Ranked lists = exact_top_k({q.data(), std::ssize(q) / d, d}, {l.data(), std::ssize(l) / d, d}, depth + 1,
-                             engine_.threads);
+  Ranked lists = exact_top_k({q.data(), std::ssize(q) / d, d}, {l.data(), std::ssize(l) / d, d},
+                             depth + task_.validation.most_dropped(), engine_.threads);
   for (int32_t& id : lists.ids)
     if (id >= 0) id = validation_labels_[id];
   return objective(measure(task_, task_.validation, lists, true));

@@ -128,15 +128,17 @@ TEST(Metrics, ShortListsAndNothingTrue) {
   EXPECT_THROW(evaluate(lists_of({{1}, {2}}, 2), truth, no_counts, 500), Error);
 }
 
-TEST(Metrics, DropOwnEqualsRankingWithoutIt) {
+TEST(Metrics, DroppedLabelsEqualRankingWithoutThem) {
   Ranked lists = lists_of({{7, 3, 5}, {4, 9, -1}, {1, 2, 3}}, 3);
   lists.scores = {3, 2, 1, 6, 5, 0, 9, 8, 7};
-  const std::vector<int32_t> own = {3, -1, 8};
-  const Ranked out = drop_own(lists, own, 2);
+  const Truth dropped(Truth::Rows{{3}, {}, {0, 8}});
+  const Ranked out = drop_labels(lists, dropped, 2);
   EXPECT_EQ(out.ids, (std::vector<int32_t>{7, 5, 4, 9, 1, 2}));
   EXPECT_EQ(out.scores, (std::vector<float>{3, 1, 6, 5, 9, 8}));
-  EXPECT_EQ(drop_own(lists, {}, 2).ids, (std::vector<int32_t>{7, 3, 4, 9, 1, 2}));
-  EXPECT_EQ(drop_own(lists, own, 3).ids, (std::vector<int32_t>{7, 5, -1, 4, 9, -1, 1, 2, 3}));
+  EXPECT_EQ(drop_labels(lists, {}, 2).ids, (std::vector<int32_t>{7, 3, 4, 9, 1, 2}));
+  EXPECT_EQ(drop_labels(lists, dropped, 3).ids, (std::vector<int32_t>{7, 5, -1, 4, 9, -1, 1, 2, 3}));
+  const Truth more(Truth::Rows{{3, 5, 7}, {4}, {1, 3}});  // as by a filter file
+  EXPECT_EQ(drop_labels(lists, more, 2).ids, (std::vector<int32_t>{-1, -1, 9, -1, 2, -1}));
 }
 
 TEST(Metrics, ListRecall) {

@@ -156,7 +156,9 @@ TEST(Tfidf, EqualsTheFormulasWithoutOwnLabels) {
     own.push_back(i % 4 ? int32_t(random_bits(5, i, 0) % labels) : -1);
   Tfidf tfidf(text_of(queries), training.rows(), text_of(label_texts), labels);
   Threads threads(2);
-  const auto lists = tfidf.rank(text_of(tests), static_cast<int64_t>(tests.size()), own, k, threads);
+  Training dropped;  // as labels of rows
+  for (const int32_t l : own) dropped.add(l < 0 ? std::vector<int32_t>{} : std::vector<int32_t>{l});
+  const auto lists = tfidf.rank(text_of(tests), static_cast<int64_t>(tests.size()), dropped.rows(), k, threads);
 
   Naive naive;
   naive.fit(queries);
@@ -270,7 +272,9 @@ TEST(Tfidf, EqualsScikitLearnOnFoldoc) {
   const auto label_count = static_cast<int64_t>(labels.texts.size());
   Tfidf tfidf(text_of(train.texts), train.labels.rows(), text_of(labels.texts), label_count);
   Threads threads(2);
-  const auto lists = tfidf.rank(text_of(test.texts), static_cast<int64_t>(own.size()), own, 100, threads);
+  Training dropped;
+  for (const int32_t l : own) dropped.add(l < 0 ? std::vector<int32_t>{} : std::vector<int32_t>{l});
+  const auto lists = tfidf.rank(text_of(test.texts), static_cast<int64_t>(own.size()), dropped.rows(), 100, threads);
   const double expected[3][5] = {{43.9, 30.1, 23.9, 46.5, 77.0}, {58.1, 43.0, 34.4, 67.5, 84.1},
                                  {56.3, 36.9, 28.9, 55.7, 79.4}};
   const size_t shown[5] = {0, 1, 2, 6, 7};

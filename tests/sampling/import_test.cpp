@@ -295,13 +295,13 @@ TEST(Import, MissingEmptyAndAmbiguousFiles) {
   for (const char* side : {"lbl", "trn", "tst"}) {
     put_raw(t / "raw");
     fs::remove(t / (std::string("raw/") + side + ".json"));
-    refused(t / "raw", std::string("found no ") + side);
+    refused(t / "raw", std::string(side) + ".json: expected one such file");
     put_file(t / (std::string("raw/") + side + ".json"), "");
     refused(t / "raw", std::string(side) + ".json: expected a row a line, found an empty file");
   }
   put_raw(t / "raw");
   put_gzip(t / "raw/trn.json.gz", good_trn);
-  refused(t / "raw", "trn.json: expected one file, found");
+  refused(t / "raw", "trn.json.gz too");
   fs::remove(t / "raw/trn.json.gz");
   fs::create_directory(t / "out");
   expect_contains(sentence_of(Exit::usage, [&] { import_dataset(t / "raw", t / "out", strict); }), "exists already");
@@ -366,6 +366,134 @@ TEST(Import, MalformedTsvLines) {
     EXPECT_EQ(done.labels, 2);  // nothing of the bad line became a label
     EXPECT_EQ(done.train + done.test, 3);
     EXPECT_EQ(done.train_pairs + done.test_pairs, 3);
+  }
+}
+
+// ---- the sparse format, filter files, JSON lines
+
+void put_sparse(const std::string& folder) {
+  put_file(folder + "/Y.txt", "Alpha\nBeta\nGamma\n");
+  put_file(folder + "/trn_X.txt", "first\nBeta\nthird\n");
+  put_file(folder + "/trn_X_Y.txt", "3 3\n2:1.00000 0:0.5\n\n1:1\n");
+  put_gzip(folder + "/tst_X.txt.gz", "Gamma\nAlpha\n");
+  put_gzip(folder + "/tst_X_Y.txt.gz", "2 3\n0:1.0 1:1.0\n0:1.0\n");
+}
+
+TEST(Import, Sparse) {
+  TemporaryFolder t;
+  put_sparse(t / "in");
+  const ImportSummary done = import_dataset(t / "in", t / "out", strict);
+  EXPECT_EQ(done.labels, 3);
+  EXPECT_EQ(done.train_pairs, 3);
+  EXPECT_EQ(done.test_pairs, 3);
+  const Dataset set = open_dataset(t / "out");
+  EXPECT_EQ(set.labels.title(1), "Beta");
+  EXPECT_EQ(set.labels.uid(1), "1");
+  EXPECT_EQ(set.train.texts.title(2), "third");
+  EXPECT_EQ(labels_of(set.train, 0), (Numbers{0, 2}));
+  EXPECT_EQ(labels_of(set.train, 1), Numbers{});
+  EXPECT_EQ(labels_of(set.train, 2), Numbers{1});
+  EXPECT_EQ(set.train.own(1), 1);  // named like it
+  EXPECT_EQ(set.test.own(0), 2);
+  EXPECT_EQ(set.test.own(1), -1);  // the query lists it
+  EXPECT_TRUE(set.test.filtered(0).empty());
+}
+
+TEST(Import, SparseFilesThatDoNotFit) {
+  const auto refused = [](const char* file, const char* text, const char* part) {
+    TemporaryFolder t;
+    put_sparse(t / "in");
+    put_file(t / (std::string("in/") + file), text);
+    expect_contains(sentence_of(Exit::input, [&] { import_dataset(t / "in", t / "out", strict); }), part);
+    expect_nothing_left(t / "out");
+  };
+  refused("trn_X_Y.txt", "", "trn_X_Y.txt:1: expected the numbers of rows and of labels");
+  refused("trn_X_Y.txt", "3\n", "trn_X_Y.txt:1");
+  refused("trn_X_Y.txt", "3 4\n0:1\n0:1\n0:1\n", "trn_X_Y.txt:1");
+  refused("trn_X_Y.txt", "2 3\n0:1\n0:1\n0:1\n", "found 3 texts");
+  refused("trn_X_Y.txt", "3 3\n0:1\n0:1\n", "2 lines");
+  refused("trn_X_Y.txt", "3 3\n0:1\n0:1\n0:1\n0:1\n", "4 lines");
+  for (const char* bad : {"0", "x:1", "0:", "0:x", "0:1x", "0 :1", ":1", "3:1", "-1:1", "99999999999999999999:1"})
+    refused("trn_X_Y.txt", ("3 3\n0:1\n0:1 " + std::string(bad) + "\n0:1\n").c_str(), "trn_X.txt:2: line 3 of ");
+  refused("trn_X.txt", "first\n\nthird\n", "trn_X.txt:2: empty line");
+  refused("trn_X.txt", "first\nsecond\n", "found 2 texts");
+  refused("Y.txt", "Alpha\n\xff\nGamma\n", "Y.txt:2: not UTF-8");
+  refused("tst_X.txt", "too\n", "tst_X.txt.gz too");
+}
+
+TEST(Import, SkippedSparseLinesKeepTheirNumbers) {
+  TemporaryFolder t;
+  put_sparse(t / "in");
+  put_file(t / "in/trn_X.txt", "first\n\nthird\n");
+  put_file(t / "in/trn_X_Y.txt", "3 3\n7:1\n2:1\n1:1\n");
+  put_file(t / "in/filter_labels_train.txt", "2 0\n");
+  const ImportSummary done = import_dataset(t / "in", t / "out", lenient);
+  EXPECT_EQ(done.bad_lines, 2);
+  const Dataset set = open_dataset(t / "out");
+  EXPECT_EQ(set.train.texts.title(0), "");
+  EXPECT_EQ(labels_of(set.train, 1), Numbers{});
+  EXPECT_EQ(set.train.texts.title(2), "third");
+  EXPECT_EQ(labels_of(set.train, 2), Numbers{1});
+  EXPECT_EQ(set.train.filtered(2)[0], 0);
+}
+
+TEST(Import, FilterFiles) {
+  for (const char* name : {"filter_labels_test.txt", "tst_filter_labels.txt", "tst_filter_labels.txt.gz"}) {
+    TemporaryFolder t;
+    put_raw(t / "in");
+    const std::string text = "0 2\n0 0\n0 2\n";
+    if (std::string(name).ends_with(".gz")) put_gzip(t / (std::string("in/") + name), text);
+    else put_file(t / (std::string("in/") + name), text);
+    put_file(t / "in/trn_filter_labels.txt", "");  // as of the Wikipedia sets
+    import_dataset(t / "in", t / "out", strict);
+    const Dataset set = open_dataset(t / "out");
+    const auto row = set.test.filtered(0);
+    EXPECT_EQ(Numbers(row.begin(), row.end()), (Numbers{0, 2})) << name;
+    EXPECT_TRUE(set.train.filtered(1).empty());
+  }
+  for (const char* bad : {"0", "0 x", "1 0", "0 3", "-1 0", "0 0 0", "x 0"}) {
+    TemporaryFolder t;
+    put_raw(t / "in");
+    put_file(t / "in/filter_labels_test.txt", "0 0\n" + std::string(bad) + "\n0 1\n");
+    expect_contains(sentence_of(Exit::input, [&] { import_dataset(t / "in", t / "out", strict); }),
+                    "filter_labels_test.txt:2: ");
+    EXPECT_EQ(import_dataset(t / "in", t / "out", lenient).bad_lines, 1);
+    EXPECT_EQ(open_dataset(t / "out").test.filtered(0).size(), 2u);
+  }
+}
+
+TEST(Import, JsonLines) {
+  TemporaryFolder t;
+  put_gzip(t / "in.jsonl.gz", "{\"title\": \"one\", \"content\": \"more\", \"labels\": [\"l\", \"m\", \"l\"]}\n"
+                              "{\"text\": \"m\", \"uid\": \"u2\", \"labels\": [\"n\"]}\n");
+  const ImportSummary done = import_dataset(t / "in.jsonl.gz", t / "out", strict);
+  EXPECT_EQ(done.labels, 3);
+  EXPECT_EQ(done.train + done.test, 2);
+  const Dataset set = open_dataset(t / "out");
+  const Split& first = goes_to_test("one") ? set.test : set.train;
+  EXPECT_EQ(first.texts.content(0), "more");
+  EXPECT_EQ(first.texts.uid(0), "1");
+  EXPECT_EQ(labels_of(first, 0), (Numbers{0, 1}));
+  const Split& second = goes_to_test("m") ? set.test : set.train;
+  EXPECT_EQ(second.texts.uid(second.texts.size() - 1), "u2");
+  EXPECT_EQ(second.own(second.texts.size() - 1), 1);
+  const BadLine bad_lines[] = {{"[]", "not a valid JSON object"},
+                               {"{\"labels\": [\"l\"]}", "text is missing"},
+                               {"{\"title\": 7, \"labels\": [\"l\"]}", "title is not a string"},
+                               {"{\"title\": \"x\"}", "labels is missing"},
+                               {"{\"title\": \"x\", \"labels\": \"l\"}", "labels is not a list"},
+                               {"{\"title\": \"x\", \"labels\": [\"new\", 7]}", "not a name"},
+                               {"{\"title\": \"x\", \"labels\": [\"\"]}", "not a name"},
+                               {"{\"title\": \"x\", \"labels\": []}", "no label"},
+                               {"{\"title\": \"\", \"labels\": [\"l\"]}", "no text"}};
+  for (const BadLine& bad : bad_lines) {
+    SCOPED_TRACE(bad.line);
+    TemporaryFolder u;
+    put_file(u / "in.jsonl", "{\"title\": \"one\", \"labels\": [\"l\"]}\n" + std::string(bad.line) + "\n");
+    expect_contains(sentence_of(Exit::input, [&] { import_dataset(u / "in.jsonl", u / "out", strict); }),
+                    u / "in.jsonl:2: ");
+    expect_contains(sentence_of(Exit::input, [&] { import_dataset(u / "in.jsonl", u / "out", strict); }), bad.what);
+    EXPECT_EQ(import_dataset(u / "in.jsonl", u / "out", lenient).labels, 1);  // nothing of the bad line became one
   }
 }
 
