@@ -57,8 +57,9 @@ struct Pairing {
     threads.each(chunks, [&](int64_t chunk, int) {
       for (int64_t query = queries * chunk / chunks; query < queries * (chunk + 1) / chunks; ++query) {
         if (filter.keep && !filter.keep(query)) continue;
+        int64_t left = options.kind == SamplerKind::first_m ? options.first : INT64_MAX;
         for (const int32_t label : data.train.labels.row(query))
-          if (label != data.train.own(query) && filter.counts(label)) f(query, label, chunk);
+          if (label != data.train.own(query) && filter.counts(label) && left-- > 0) f(query, label, chunk);
       }
     });
   }
@@ -66,7 +67,7 @@ struct Pairing {
   // Calls f(where C[r, h_r(s)] stands) for every r. h_r is the least of the tokens' hashes; that has few high
   // bits, so it is mixed again before it becomes 0..B-1.
   void each_cell(int64_t query, int64_t label, auto&& f) const {
-    if (options.kind == SamplerKind::uniform) return;
+    if (options.kind >= SamplerKind::uniform) return;
     const Tokens tokens = options.kind == SamplerKind::paper ? all_tokens(query, label) : rare_words(label);
     for (int64_t r = 0; r < options.rows; ++r) {
       const uint64_t key = random_bits(options.seed, hash_stream, r);
@@ -139,14 +140,14 @@ struct Pairing {
 SamplerKind sampler_kind(const std::string& name) {
   const auto at = std::ranges::find(sampler_names, name);
   if (at == std::end(sampler_names))
-    fail(Exit::usage, "sampler: expected minhash, paper or uniform, found %s; give one of them",
+    fail(Exit::usage, "sampler: expected minhash, paper, uniform or first-m, found %s; give one of them",
          name.c_str());
   return SamplerKind(at - sampler_names);
 }
 
 std::vector<DrawnPair> sample_pairs(const Dataset& data, const PairFilter& filter,
                                     const SamplerOptions& options, Threads& threads, SampleReport* report) {
-  const bool uniform = options.kind == SamplerKind::uniform, paper = options.kind == SamplerKind::paper;
+  const bool uniform = options.kind >= SamplerKind::uniform, paper = options.kind == SamplerKind::paper;
   SampleReport done;
   if (report && !uniform)
     sample_pairs(data, filter, {SamplerKind::uniform, options.seed, options.k}, threads, &done);

@@ -17,9 +17,10 @@ namespace quest {
 enum class SamplerKind {
   minhash,  // label title: word unigrams and bigrams, lower-cased, without those of over 1 % of the labels
   paper,    // the paper to the letter: tokens between white space of title, content and label title together
-  uniform   // every pair weighs 1
+  uniform,  // every pair weighs 1
+  first_m   // the same, of the first labels of each query alone
 };
-constexpr const char* sampler_names[] = {"minhash", "paper", "uniform"};
+constexpr const char* sampler_names[] = {"minhash", "paper", "uniform", "first-m"};
 SamplerKind sampler_kind(const std::string& name);  // throws Error(usage) for another name
 
 // Which training pairs take part; a query's own label never does with it.
@@ -36,6 +37,7 @@ struct SamplerOptions {
   int64_t k = 0;      // pairs to draw
   int64_t rows = 0;   // R, MinHash functions; 0: 16 (minhash) or 4 (paper)
   int64_t range = 0;  // B, values of each; 0: 65,536 (minhash) or ceil(ln n) (paper), n pairs taking part
+  int64_t first = 4;  // labels of a query that take part (first_m)
 };
 
 // The k smallest keys are drawn: key = -ln(u) / weight with u = random_uniform(seed, draw_stream, id()).

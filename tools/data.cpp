@@ -86,7 +86,7 @@ Command sample_command() {
               "  quest sample --data amazon --out pairs.tsv\n"
               "  quest sample --data amazon --sampler paper --ratio 0.1\n",
           .options = {{"data", 'd', &s->data, "DIR", "dataset folder"},
-                      {"sampler", 0, &s->sampler, "minhash|paper|uniform", "how pairs are weighted"},
+                      {"sampler", 0, &s->sampler, "minhash|paper|uniform|first-m", "how pairs are weighted"},
                       {"ratio", 0, &s->ratio, "X", "share of the pairs to draw", 0, 1},
                       {"pairs", 0, &s->pairs, "N", "pairs to draw, instead of the share"},
                       {"rows", 0, &s->rows, "R", "MinHash functions; 0: the sampler's own"},

@@ -81,7 +81,7 @@ static bool assign(const Option& o, const std::string& word) {
 
 // ---- parsing ----------------------------------------------------------------------------------------------
 
-std::vector<std::string> parse_options(const Command& command, int argc, char** argv) {
+static std::vector<std::string> set_options(const Command& command, int argc, char** argv) {
   const char* name = command.name.c_str();
   constexpr int first = 256;  // getopt's code of the table's first option: above every letter
   std::string letters = ":";
@@ -112,6 +112,16 @@ std::vector<std::string> parse_options(const Command& command, int argc, char** 
     fail(Exit::usage, "quest %s: expected %s, found %zu argument(s); see quest %s --help", name,
          command.arguments.empty() ? "options only" : command.arguments.c_str(), arguments.size(), name);
   return arguments;
+}
+
+std::vector<std::string> parse_options(const Command& command, int argc, char** argv) {
+  std::vector<std::string> words(argv, argv + argc);  // getopt_long sorts them
+  const std::vector<std::string> arguments = set_options(command, argc, argv);
+  if (command.prepare()) return arguments;
+  std::vector<char*> again;
+  for (std::string& word : words) again.push_back(word.data());
+  again.push_back(nullptr);
+  return set_options(command, argc, again.data());
 }
 
 // ---- JSON -------------------------------------------------------------------------------------------------

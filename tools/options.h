@@ -44,6 +44,8 @@ struct Command {
   size_t least_arguments = 0, most_arguments = 0;
   std::string examples = {};  // lines, each indented by two spaces
   std::vector<Option> options = {};
+  // Called when all options are set; false when it changed them: then they are set once more.
+  std::function<bool()> prepare = [] { return true; };
   std::function<int(const std::vector<std::string>&)> run =
       {};  // gets the arguments, returns the exit status
 };

@@ -65,7 +65,10 @@ struct Run {
     s.threads = threads;
     return s;
   }
-  void add(const std::string& text) { texts.push_back(corpus.add(*engine.tokenizer, settings.length, text)); }
+  void add(std::string_view title, std::string_view content) {
+    const std::string text = join_text(title, content, settings.query_text, settings.keep_empty);
+    texts.push_back(corpus.add(*engine.tokenizer, settings.length, text));
+  }
 
   // The best `k` labels of every text.
   Ranked search(int64_t k) {
@@ -95,7 +98,7 @@ int predict(const RunOptions& o, std::vector<std::string> texts) {
   for (size_t i = 0; i < texts.size(); ++i) {
     if (!valid_utf8(texts[i]))
       fail(Exit::input, "text %zu: expected UTF-8, found other bytes; convert it first", i + 1);
-    run.add(texts[i]);
+    run.add(texts[i], "");
   }
   if (texts.empty()) return 0;
   const Ranked lists = run.search(std::min(o.top, std::ssize(run.task.labels)));
@@ -117,7 +120,7 @@ int evaluate_run(const RunOptions& o) {
   Run run(o);
   const Side& test = run.task.test;
   const Texts &queries = test.split->texts, &labels = run.task.data.labels;
-  for (const int32_t q : test.queries) run.add(join_text(queries.title(q), queries.content(q)));
+  for (const int32_t q : test.queries) run.add(queries.title(q), queries.content(q));
   const Ranked all = run.search(depth + test.most_dropped());
   const Metrics m = measure(run.task, test, all, !o.keep_own);
   if (!o.out.empty()) {

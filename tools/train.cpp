@@ -16,6 +16,8 @@ namespace quest {
 
 std::vector<Option> job_options(Settings& s) {
   return {
+      {"preset", 0, &s.preset, "default|paper|authors",
+       "start from these values; what else is given changes them"},
       {"job", 0, &s.job, "NAME", "name of the job, for the record"},
       {"data", 'd', &s.data, "DIR", "dataset folder (quest data import); without it the default dataset"},
       {"model", 'm', &s.model, "PATH",
@@ -27,10 +29,14 @@ std::vector<Option> job_options(Settings& s) {
       {"pairs", 0, &s.pairs, "N", "draw at most so many; 0: no limit"},
       {"validation", 0, &s.validation, "X", "share of the training queries held out", 0, 0.5},
       {"length", 'L', &s.length, "N", "tokens of a text; the rest is cut", 1, 8192},
+      {"query-text", 0, &s.query_text, "TEXT",
+       "how a query reads; a sentence whose place is empty is left out"},
+      {"label-text", 0, &s.label_text, "TEXT", "how a label reads"},
+      {"keep-empty", 0, &s.keep_empty, "", "keep sentences whose place is empty"},
       {"placement", 0, &s.placement, "suffix|prefix", "where the prompt stands: after or before the text"},
       {"pooling", 0, &s.pooling, "last|mean", "what is the embedding: last row or mean of rows"},
       {"prompt-rows", 'K', &s.prompt_rows, "K", "rows of the soft prompt", 1, 1024},
-      {"init", 0, &s.init, "TEXT", "text whose tokens the prompt starts from"},
+      {"init", 0, &s.init, "TEXT", "text whose tokens the prompt starts from; empty: random tokens"},
       {"centre", 0, &s.centre, "", "subtract the start prompt's mean embedding"},
       {"epochs", 0, &s.epochs, "N", "times through the sample; 0: so many that there are 100 steps", 0, 1e6},
       {"steps", 0, &s.steps, "N", "steps, instead of epochs; 0: epochs", 0, 1e9},
@@ -40,10 +46,13 @@ std::vector<Option> job_options(Settings& s) {
       {"temperature", 0, &s.temperature, "X", "of the contrastive loss", 1e-3, 10},
       {"clip", 0, &s.clip, "X", "longest gradient; 0: no clipping", 0, 1e9},
       {"decay", 0, &s.decay, "X", "weight decay", 0, 1},
+      {"constant", 0, &s.constant, "", "the rate neither rises nor falls"},
+      {"unmasked", 0, &s.unmasked, "", "keep other positives of a query in its denominator"},
       {"symmetric", 0, &s.symmetric, "", "half of the loss from labels to queries"},
       {"validate-every", 0, &s.validate_every, "N", "steps between two validations", 1, 1e9},
       {"patience", 0, &s.patience, "N", "stop after so many validations without a better one", 1, 1e9},
-      {"sampler", 0, &s.sampler, "minhash|paper|uniform", "how training pairs are weighted"},
+      {"sampler", 0, &s.sampler, "minhash|paper|uniform|first-m", "how training pairs are weighted"},
+      {"first", 0, &s.first, "M", "labels of a query that --sampler first-m knows", 1},
       {"seed", 's', &s.seed, "N", "seed of the sample and of the order"},
       {"precision", 0, &s.precision, "bf16|f32", "of matmul operands and stored activations"},
       {"kernels", 0, &s.kernels, "PATH", "avx512bf16, avx512, avx2 or portable; without it the best"},
@@ -73,6 +82,17 @@ struct TrainOptions {
   std::string name, resume;
   bool full = false, json = false;
 };
+
+// The preset's values, of which the options that are given are then set again.
+bool apply_preset(Settings& s) {
+  s = preset_settings(s.preset);
+  fprintf(
+      stderr,
+      "preset %s: batch %ld, %ld epochs, temperature %g and the prompt's start at random tokens are from the "
+      "authors' code; the paper does not name them\n",
+      s.preset.c_str(), s.batch, s.epochs, s.temperature);
+  return false;
+}
 
 std::string new_run_folder() {
   const time_t now = time(nullptr);
@@ -152,6 +172,7 @@ Command train_command() {
               "  quest train --data mine --name first\n"
               "  quest train --resume runs/first\n",
           .options = std::move(options),
+          .prepare = [o] { return o->settings.preset == "default" || apply_preset(o->settings); },
           .run = [o](const std::vector<std::string>&) { return train(*o); }};
 }
 

@@ -32,7 +32,7 @@ Engine::Engine(const Settings& s)
       rows(s.rows) {
   std::vector<int32_t> start;
   tokenizer->encode(s.init, start);
-  if (start.empty())
+  if (start.empty() && !s.init.empty())
     fail(Exit::usage, "--init: expected a text of at least one token, found '%s'", s.init.c_str());
   if (s.length + s.prompt_rows > model->max_positions)
     fail(Exit::usage, "--length %ld with --prompt-rows %ld: the model has %ld positions; take less", s.length,
@@ -70,10 +70,28 @@ std::vector<float> Engine::embed(const Encoder& encoder, const std::vector<Text>
   return out;
 }
 
-std::string join_text(std::string_view title, std::string_view content) {
-  std::string s(title);
-  if (!title.empty() && !content.empty()) s += ". ";
-  return s.append(content);
+std::string join_text(std::string_view title, std::string_view content, std::string_view pattern,
+                      bool keep_empty) {
+  std::string text;
+  for (size_t at = 0, end; at <= pattern.size(); at = end + 2) {
+    end = std::min(pattern.find(". ", at), pattern.size());
+    std::string sentence;
+    bool left_out = false;
+    for (std::string_view rest = pattern.substr(at, end - at); !rest.empty();) {
+      const auto fill = [&](std::string_view place, std::string_view value) {
+        if (!rest.starts_with(place)) return false;
+        rest.remove_prefix(place.size());
+        left_out |= value.empty() && !keep_empty;
+        sentence += value;
+        return true;
+      };
+      if (fill("{title}", title) || fill("{content}", content)) continue;
+      sentence += rest[0];
+      rest.remove_prefix(1);
+    }
+    if (!left_out) text += (text.empty() ? "" : ". ") + sentence;
+  }
+  return text;
 }
 
 int32_t Corpus::add(const Tokenizer& tokenizer, int64_t length, const std::string& text) {

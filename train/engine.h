@@ -51,8 +51,10 @@ struct Engine {
   View view(const std::vector<float>& data) const;      // as rows of the model's width
 };
 
-// How a query or label reads as one text: "title. content", or the one that is not empty.
-std::string join_text(std::string_view title, std::string_view content);
+// How a query or label reads as one text. {title} and {content} are filled in; a sentence (they are parted by
+// ". ") whose place is empty is left out, unless keep_empty.
+std::string join_text(std::string_view title, std::string_view content,
+                      std::string_view pattern = "{title}. {content}", bool keep_empty = false);
 
 // The distinct texts of a job, as tokens. Texts of the same tokens are one text.
 class Corpus {

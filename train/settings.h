@@ -6,6 +6,8 @@
 namespace quest {
 
 struct Settings {
+  std::string preset = "default";  // what the values below started from
+
   // The job.
   std::string job = "own";     // its name, for the record; the default job has a fixed one
   std::string data, model;     // dataset folder; GGUF or Hugging Face folder; empty: the default ones
@@ -16,10 +18,14 @@ struct Settings {
   int64_t pairs = 0;           // at most so many; 0: no limit
   double validation = 0.02;    // share of the training queries held out, by hash of their uid
   int64_t length = 64;         // tokens of a text; the rest is cut
+  // How a query and a label read. A sentence whose place is empty is left out, unless keep_empty.
+  std::string query_text = "{title}. {content}", label_text = query_text;
+  bool keep_empty = false;
 
   // The prompt.
   std::string placement = "suffix", pooling = "last";
   int64_t prompt_rows = 4;  // K
+  // The text that the prompt starts from; empty: rows of the vocabulary, at random.
   std::string init = "In one word, this is about the following related topic in short:";
   bool centre = false;  // subtract the start prompt's mean embedding before normalising
 
@@ -28,8 +34,12 @@ struct Settings {
   int64_t batch = 64;             // pairs a step
   double rate = 2e-2, warmup = 0.1, temperature = 0.05, clip = 1, decay = 0;
   bool symmetric = false;
+  bool constant = false;  // the rate, without warm-up and cosine
+  bool unmasked =
+      false;  // other positives of a query stay in its denominator, and so does a label drawn twice
   int64_t validate_every = 40, patience = 3;
   std::string sampler = "minhash";
+  int64_t first = 4;  // labels of a query that sampler first-m knows
   int64_t seed = 1;
 
   // The machine: no influence on the bits of a result, but for precision and kernels.
@@ -37,5 +47,23 @@ struct Settings {
   int64_t threads = 0, text_cache = int64_t{4} << 30, rows = 1024;  // rows: tokens of one pass
   bool recompute = false;
 };
+
+// default: what measured best on validation queries. paper: QUEST as published. authors: their released code
+// where it differs. What the presets leave open (model, dataset, machine) is as in `default`.
+inline Settings preset_settings(const std::string& name) {
+  Settings s;
+  s.preset = name;
+  if (name == "default") return s;
+  s.placement = "prefix", s.prompt_rows = 15, s.length = 64, s.quant = "nf4";
+  s.ratio = 0.25, s.sampler = "paper", s.rate = 1e-3, s.clip = 0, s.constant = s.unmasked = true;
+  s.query_text = "The title of the product is {title}. Its content is about {content}";
+  s.label_text = "{title}";
+  s.batch = 18, s.epochs = 2, s.temperature = 0.05,
+  s.init = "";  // the paper is silent: from the authors' code
+  if (name == "paper") return s;
+  s.prompt_rows = 20, s.decay = 0.01, s.ratio = 1, s.sampler = "first-m", s.first = 4;
+  s.query_text = "The title is {title}. The content is {content}", s.keep_empty = true;
+  return s;
+}
 
 }  // namespace quest

@@ -82,7 +82,8 @@ void Task::draw_pairs(Threads& threads) {
   int64_t total = 0;
   for (const int32_t q : training.queries)
     for (const int32_t l : data.train.labels.row(q)) total += label_counts[l] && l != data.train.own(q);
-  SamplerOptions options{.kind = sampler_kind(settings.sampler), .seed = uint64_t(settings.seed)};
+  SamplerOptions options{
+      .kind = sampler_kind(settings.sampler), .seed = uint64_t(settings.seed), .first = settings.first};
   options.k = static_cast<int64_t>((settings.ratio > 0 ? settings.ratio : 0.25) * total);
   if (settings.ratio == 0) options.k = std::max(options.k, std::min<int64_t>(total, 2000));
   if (settings.pairs > 0) options.k = std::min(options.k, settings.pairs);
@@ -95,14 +96,16 @@ void Task::draw_pairs(Threads& threads) {
 
 // What every step reads comes first, what is read once last: the text cache keeps the first ones.
 void Task::collect_texts(const Tokenizer& tokenizer) {
-  const auto add = [&](const Texts& texts, int64_t row) {
-    return corpus.add(tokenizer, settings.length, join_text(texts.title(row), texts.content(row)));
+  const auto add = [&](const Texts& texts, int64_t row, const std::string& pattern) {
+    return corpus.add(tokenizer, settings.length,
+                      join_text(texts.title(row), texts.content(row), pattern, settings.keep_empty));
   };
+  const std::string &query = settings.query_text, &label = settings.label_text;
   for (const DrawnPair& p : pairs)
-    pair_texts.push_back(add(data.train.texts, p.query)), add(data.labels, p.label);
-  for (const int32_t q : validation.queries) validation.texts.push_back(add(data.train.texts, q));
-  for (const int32_t l : labels) label_texts.push_back(add(data.labels, l));
-  for (const int32_t q : test.queries) test.texts.push_back(add(data.test.texts, q));
+    pair_texts.push_back(add(data.train.texts, p.query, query)), add(data.labels, p.label, label);
+  for (const int32_t q : validation.queries) validation.texts.push_back(add(data.train.texts, q, query));
+  for (const int32_t l : labels) label_texts.push_back(add(data.labels, l, label));
+  for (const int32_t q : test.queries) test.texts.push_back(add(data.test.texts, q, query));
 }
 
 int64_t Task::steps() const {

@@ -19,7 +19,7 @@ namespace quest {
 
 namespace {
 
-constexpr uint64_t epoch_stream = 101, label_stream = 3;  // random.h
+constexpr uint64_t epoch_stream = 101, label_stream = 3, prompt_stream = 4;  // random.h
 
 // metrics.jsonl: one line a step, written at once, so that it tells how far a killed run came.
 class MetricsFile {
@@ -133,7 +133,10 @@ std::vector<float> Trainer::embed(const std::vector<float>& prompt, const std::v
 std::vector<float> Trainer::start_prompt() const {
   std::vector<int32_t> ids, chosen;
   engine_.tokenizer->encode(settings_.init, ids);
-  const int64_t K = settings_.prompt_rows, n = std::ssize(ids);
+  const int64_t K = settings_.prompt_rows;
+  for (int64_t k = 0; k < K && settings_.init.empty(); ++k)
+    ids.push_back(random_bits(settings_.seed, prompt_stream, k) % engine_.model->vocabulary);
+  const int64_t n = std::ssize(ids);
   for (int64_t k = 0; k < K; ++k)
     chosen.push_back(settings_.placement == "prefix" ? ids[k % n] : ids[n - 1 - (K - 1 - k) % n]);
   std::vector<float> prompt(K * engine_.width());
@@ -204,11 +207,13 @@ double Trainer::step(std::vector<float>& gradient) {
   for (int64_t i = 0; i < B; ++i) {
     const int32_t query = place(numbers, task_.pair_texts[chosen[i]]);
     const int32_t label = place(numbers, task_.label_texts[task_.number[task_.pairs[chosen[i]].label]]);
-    pairs.push_back({place(queries, query), place(labels, label)});
+    if (settings_.unmasked) queries.push_back(query), labels.push_back(label);
+    pairs.push_back(settings_.unmasked ? Pair{int32_t(i), int32_t(i)}
+                                       : Pair{place(queries, query), place(labels, label)});
   }
   const int64_t L = std::ssize(labels), U = std::ssize(queries);
   std::vector<uint8_t> hidden(B * L), hidden_queries(settings_.symmetric ? B * U : 0);
-  for (int64_t i = 0; i < B; ++i) {
+  for (int64_t i = 0; i < B && !settings_.unmasked; ++i) {
     for (int64_t j = 0; j < L; ++j)
       hidden[i * L + j] = j != pairs[i].label && positive(chosen[i], numbers[labels[j]]);
     for (int64_t k = 0; k < B && settings_.symmetric; ++k)
@@ -285,8 +290,9 @@ bool Trainer::run(Interrupt& interrupt) {
       fail(Exit::input, "%s: the loss of step %ld is not finite; lower --rate, or check the model file",
            folder_.c_str(), state.step);
     const double turn = static_cast<double>(state.step) / steps;
-    const double rate = settings_.rate * std::min(1.0, state.step / warm) *
-                        (0.05 + 0.95 * 0.5 * (1 + std::cos(std::numbers::pi * turn)));
+    const double cosine = settings_.rate * std::min(1.0, state.step / warm) *
+                          (0.05 + 0.95 * 0.5 * (1 + std::cos(std::numbers::pi * turn)));
+    const double rate = settings_.constant ? settings_.rate : cosine;
     engine_.ops.adamw(engine_.context, engine_.view(state.prompt), engine_.view(gradient),
                       engine_.view(state.m), engine_.view(state.v), number_view(norm), settings_.clip,
                       {rate, 0.9, 0.999, 1e-8, settings_.decay, state.step});

@@ -342,6 +342,28 @@ TEST(Sampler, DrawsTheSmallestKeysWithoutReplacement) {
   }
 }
 
+TEST(Sampler, FirstLabelsOfEachQueryAlone) {
+  const Awkward made;
+  Threads threads(3);
+  const auto pairs = all_pairs(made.data, made.filter);  // ascending
+  for (const int64_t m : {1, 2, 100}) {
+    SamplerOptions options{SamplerKind::first_m, 4, int64_t(pairs.size()), 0, 0};
+    options.first = m;
+    std::set<Id> expected;
+    std::map<int64_t, int64_t> of_query;
+    for (const Id& pair : pairs)
+      if (of_query[pair.first]++ < m) expected.insert(pair);
+    SampleReport report;
+    const auto list = ids(sample_pairs(made.data, made.filter, options, threads, &report));
+    EXPECT_EQ(std::set<Id>(list.begin(), list.end()), expected) << m;
+    EXPECT_EQ(list.size(), expected.size());
+    EXPECT_EQ(report.ratio, 1);
+    EXPECT_EQ(report.all.pairs, int64_t(expected.size()));
+    options.k = 5;
+    EXPECT_EQ(sample_pairs(made.data, made.filter, options, threads).size(), 5u);
+  }
+}
+
 TEST(Sampler, UniformKeysAreExponential) {
   const Awkward made;
   Threads threads(1);

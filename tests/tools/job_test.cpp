@@ -299,7 +299,12 @@ TEST_F(Job, RepeatsToTheBitInEveryVariant) {
                             {"--placement", "prefix", "--pooling", "mean", "--precision", "f32"},
                             {"--pooling", "mean", "--centre"},
                             {"--symmetric", "--sampler", "uniform", "--decay", "0.1"},
-                            {"--sampler", "paper", "--clip", "0", "--kernels", "portable"}};
+                            {"--sampler", "paper", "--clip", "0", "--kernels", "portable"},
+                            {"--quant", "nf4"},
+                            {"--constant"},
+                            {"--unmasked"},
+                            {"--init", ""},
+                            {"--preset", "authors"}};
   std::vector<std::string> losses = {read_file(in("base", "metrics.jsonl"))};
   int number = 0;
   for (const Words& variant : variants) {
@@ -316,6 +321,19 @@ TEST_F(Job, RepeatsToTheBitInEveryVariant) {
   std::sort(losses.begin(), losses.end());
   EXPECT_TRUE(std::unique(losses.begin(), losses.end()) == losses.end())
       << "two variants trained the same way";
+}
+
+// The values that a preset sets, and those that are given beside it, stand in the run's config.json.
+TEST_F(Job, PresetsAreWrittenDown) {
+  const Outcome o = train("preset", {"--steps", "2", "--preset", "paper", "--clip", "1"});
+  ASSERT_EQ(o.status, 0) << o.err;
+  EXPECT_TRUE(o.err.find("the paper does not name them") != o.err.npos) << o.err;
+  const std::string config = read_file(in("preset", "config.json"));
+  for (const char* part : {"\"preset\": \"paper\"", "\"placement\": \"prefix\"", "\"quant\": \"nf4\"",
+                           "\"sampler\": \"paper\"", "\"clip\": 1", "\"prompt-rows\": 2", "\"batch\": 8",
+                           "\"constant\": true", "\"query-text\": \"The title of the product is {title}. Its"})
+    EXPECT_TRUE(config.find(part) != config.npos) << part << " in " << config;
+  EXPECT_EQ(quest({"predict", "--run", "runs/preset", "some text"}).status, 0);
 }
 
 // -- interrupted
@@ -522,7 +540,6 @@ TEST_F(Job, UsageErrorsExitWithTwo) {
   expect_refusal(train("wrong", {"--text-cache", "4GB?"}), 2, {"--text-cache"});
   expect_refusal(train("wrong", {"--placement", "infix"}), 2, {"--placement", "infix"});
   expect_refusal(train("wrong", {"--length", "63"}), 2, {"--length", "64 positions"});
-  expect_refusal(train("wrong", {"--init", ""}), 2, {"--init"});
   expect_refusal(train("wrong", {"--init", "\xff"}), 2, {"--init", "UTF-8"});
   expect_refusal(train("wrong", {"word"}), 2, {"argument"});
   expect_refusal(train("base", {}), 2, {"runs/base", "exists", "--resume"});

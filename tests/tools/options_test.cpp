@@ -193,6 +193,28 @@ TEST(Options, RunsCommands) {
   EXPECT_EQ(out, std::string("quest ") + quest_version + "\n");
 }
 
+// As a preset does it: what one option changes, the others override, wherever they stand.
+TEST(Options, PreparedValuesAreOverridden) {
+  for (const std::vector<std::string>& words : {std::vector<std::string>{"train", "--sampler", "paper", "--steps", "100", "F"},
+                                               {"train", "--steps", "100", "F", "--sampler", "paper"}}) {
+    Settings s;
+    Command c = command(s);
+    int called = 0;
+    c.prepare = [&] {
+      ++called;
+      if (s.sampler != "paper") return true;
+      s = Settings{.steps = 7, .rate = 0.5, .sampler = "paper", .data = ""};
+      return false;
+    };
+    auto copy = words;
+    auto argv = argv_of(copy);
+    EXPECT_EQ(parse_options(c, static_cast<int>(words.size()), argv.data()), std::vector<std::string>{"F"});
+    EXPECT_EQ(s.steps, 100);  // the table's own default, but given
+    EXPECT_EQ(s.rate, 0.5);
+    EXPECT_EQ(called, 1);
+  }
+}
+
 TEST(Options, BashCompletes) {
   std::string script;
   ASSERT_EQ(run({"completion"}, &script), 0);

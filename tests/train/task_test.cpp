@@ -28,5 +28,44 @@ TEST(Task, DroppedLabels) {
   EXPECT_EQ(task.training.most_dropped(), 0);
 }
 
+TEST(Task, TextsByTheirPattern) {
+  EXPECT_EQ(join_text("t", "c"), "t. c");
+  EXPECT_EQ(join_text("t", ""), "t");
+  EXPECT_EQ(join_text("", "c"), "c");
+  EXPECT_EQ(join_text("", ""), "");
+  EXPECT_EQ(join_text("a. b", "{title}"), "a. b. {title}");  // what is filled in is not looked at again
+  const Settings paper = preset_settings("paper"), authors = preset_settings("authors");
+  EXPECT_EQ(join_text("A", "b", paper.query_text), "The title of the product is A. Its content is about b");
+  EXPECT_EQ(join_text("A", "", paper.query_text), "The title of the product is A");
+  EXPECT_EQ(join_text("A", "b", paper.label_text), "A");
+  EXPECT_EQ(join_text("A", "", authors.query_text, true), "The title is A. The content is ");
+  EXPECT_EQ(join_text("A", "b", "no place. {title}{content}!"), "no place. Ab!");
+}
+
+// The table of the README and of the paper, section 4.1.
+TEST(Task, Presets) {
+  const Settings d = preset_settings("default"), p = preset_settings("paper"), a = preset_settings("authors");
+  EXPECT_EQ(d.rate, Settings().rate);
+  EXPECT_EQ(p.placement, "prefix");
+  EXPECT_EQ(p.pooling, "last");
+  EXPECT_EQ(p.prompt_rows, 15);
+  EXPECT_EQ(p.length, 64);
+  EXPECT_EQ(p.quant, "nf4");
+  EXPECT_EQ(p.ratio, 0.25);
+  EXPECT_EQ(p.sampler, "paper");
+  EXPECT_EQ(p.rate, 1e-3);
+  EXPECT_EQ(p.decay, 0);
+  EXPECT_EQ(p.clip, 0);
+  EXPECT_TRUE(p.constant && p.unmasked && !p.symmetric && !p.centre && !p.keep_empty);
+  EXPECT_EQ(p.batch, 18);
+  EXPECT_EQ(p.epochs, 2);
+  EXPECT_EQ(p.temperature, 0.05);
+  EXPECT_EQ(a.prompt_rows, 20);
+  EXPECT_EQ(a.decay, 0.01);
+  EXPECT_EQ(a.sampler, "first-m");
+  EXPECT_EQ(a.first, 4);
+  EXPECT_TRUE(a.keep_empty);
+}
+
 }  // namespace
 }  // namespace quest
