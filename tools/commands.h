@@ -12,5 +12,7 @@ Command eval_command();
 Command predict_command();
 Command info_command();
 Command quantize_command();
+Command embed_command();
+Command export_command();
 
 }  // namespace quest

@@ -7,6 +7,7 @@
 
 #include "index/exact.h"
 #include "index/hnsw.h"
+#include "index/npy.h"
 #include "kernels/base/error.h"
 #include "kernels/base/words.h"
 #include "tools/commands.h"
@@ -19,8 +20,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct RunOptions {  // of predict and eval
-  std::string run, out;
+struct RunOptions {             // of predict and eval
+  std::string run, out, bring;  // bring: vectors of the test queries by another model
+  Settings settings;            // of what is brought: dataset and protocol
   int64_t top = 5, threads = 0;
   bool json = false, hnsw = false, keep_own = false;
 };
@@ -142,6 +144,48 @@ int evaluate_run(const RunOptions& o) {
   return 0;
 }
 
+// Rows of a .npy file, chosen and made unit vectors.
+std::vector<float> unit_rows(const Npy& file, const std::vector<int32_t>& rows) {
+  std::vector<float> out;
+  for (const int32_t row : rows) {
+    const float* x = file.vectors.row(row);
+    double squares = 0;
+    for (int64_t j = 0; j < file.vectors.width; ++j) squares += double{x[j]} * x[j];
+    for (int64_t j = 0; j < file.vectors.width; ++j)
+      out.push_back(squares > 0 ? static_cast<float>(x[j] / std::sqrt(squares)) : 0);
+  }
+  return out;
+}
+
+// Any other model under the same protocol: a vector for every test query and every label of the dataset, in
+// its order.
+int evaluate_brought(const RunOptions& o, const std::string& label_file) {
+  const Task task(o.settings, open_job_data(o.settings));
+  const Npy queries = read_npy(o.bring), labels = read_npy(label_file);
+  const auto expect = [](const std::string& path, const char* what, int64_t found, int64_t expected) {
+    if (found != expected)
+      fail(Exit::input, "%s: expected %ld %s, found %ld; bring a vector for each, in the dataset's order",
+           path.c_str(), expected, what, found);
+  };
+  expect(o.bring, "rows, one a test query", queries.vectors.count, task.data.test.texts.size());
+  expect(label_file, "rows, one a label", labels.vectors.count, task.data.labels.size());
+  expect(label_file, "columns, as the queries have", labels.vectors.width, queries.vectors.width);
+  Threads threads(o.threads);
+  const auto q = unit_rows(queries, task.test.queries), l = unit_rows(labels, task.labels);
+  const int64_t d = queries.vectors.width;
+  const Ranked lists =
+      exact_top_k({q.data(), std::ssize(task.test.queries), d}, {l.data(), std::ssize(task.labels), d},
+                  depth + task.test.most_dropped(), threads);
+  const std::pair<std::string, Metrics> rows[] = {{"brought", measure(task, task.test, lists, true)},
+                                                  {"raw", measure(task, task.test, lists, false)}};
+  JsonWriter json;
+  json.object();
+  for (const auto& [name, m] : rows) write_json(json.key(name), m);
+  json.end();
+  printf("%s", o.json ? (json.text() + "\n").c_str() : metrics_table(rows).c_str());
+  return 0;
+}
+
 int info(const std::string& path) {
   const bool model_folder =
       exists(path + "/model.safetensors") || exists(path + "/model.safetensors.index.json");
@@ -196,16 +240,31 @@ Command predict_command() {
 
 Command eval_command() {
   const auto o = std::make_shared<RunOptions>();
-  return {.name = "eval",
-          .summary = "evaluate a run on its test queries",
-          .examples = "  quest eval --out lists.tsv\n",
-          .options = {{"run", 'r', &o->run, "DIR", "run folder; without it the newest finished one"},
-                      {"out", 'o', &o->out, "FILE", "ranked lists: query uid, rank, label uid, score"},
-                      {"hnsw", 0, &o->hnsw, "", "from the approximate index instead of the exact scan"},
-                      {"keep-own", 0, &o->keep_own, "", "do not drop a query's own label and filtered ones"},
-                      {"threads", 't', &o->threads, "N", "threads; 0: all", 0, 1024},
-                      {"json", 0, &o->json, "", "print JSON"}},
-          .run = [o](const std::vector<std::string>&) { return evaluate_run(*o); }};
+  return {
+      .name = "eval",
+      .summary = "evaluate a run on its test queries",
+      .arguments = "[LABELS.npy]",
+      .most_arguments = 1,
+      .examples =
+          "  quest eval --out lists.tsv\n"
+          "  quest eval --data mine --bring queries.npy labels.npy\n",
+      .options = {{"run", 'r', &o->run, "DIR", "run folder; without it the newest finished one"},
+                  {"out", 'o', &o->out, "FILE", "ranked lists: query uid, rank, label uid, score"},
+                  {"hnsw", 0, &o->hnsw, "", "from the approximate index instead of the exact scan"},
+                  {"bring", 0, &o->bring, "QUERIES.npy",
+                   "evaluate these vectors and those of LABELS.npy instead"},
+                  {"data", 'd', &o->settings.data, "DIR",
+                   "with --bring: dataset; without it the default one"},
+                  {"min-positives", 0, &o->settings.min_positives, "N", "with --bring: as in quest train"},
+                  {"test-queries", 0, &o->settings.test_queries, "N", "with --bring: as in quest train"},
+                  {"keep-own", 0, &o->keep_own, "", "do not drop a query's own label and filtered ones"},
+                  {"threads", 't', &o->threads, "N", "threads; 0: all", 0, 1024},
+                  {"json", 0, &o->json, "", "print JSON"}},
+      .run = [o](const std::vector<std::string>& labels) {
+        if (labels.empty() != o->bring.empty())
+          fail(Exit::usage, "--bring: expected two files, QUERIES.npy and LABELS.npy, found one; give both");
+        return labels.empty() ? evaluate_run(*o) : evaluate_brought(*o, labels[0]);
+      }};
 }
 
 Command info_command() {

@@ -1,12 +1,11 @@
 // quest train: the main job. config.json is the dump of the table below.
-#include <simdjson.h>
-
 #include <cstdio>
 #include <ctime>
 #include <memory>
 
 #include "kernels/base/error.h"
 #include "kernels/base/json.h"
+#include "model/config.h"
 #include "model/fetch.h"
 #include "tools/commands.h"
 #include "tools/run.h"
@@ -37,6 +36,7 @@ std::vector<Option> job_options(Settings& s) {
       {"pooling", 0, &s.pooling, "last|mean", "what is the embedding: last row or mean of rows"},
       {"prompt-rows", 'K', &s.prompt_rows, "K", "rows of the soft prompt", 1, 1024},
       {"init", 0, &s.init, "TEXT", "text whose tokens the prompt starts from; empty: random tokens"},
+      {"prompt", 0, &s.prompt, "PATH", "start from this prompt.safetensors or PEFT folder instead"},
       {"centre", 0, &s.centre, "", "subtract the start prompt's mean embedding"},
       {"epochs", 0, &s.epochs, "N", "times through the sample; 0: so many that there are 100 steps", 0, 1e6},
       {"steps", 0, &s.steps, "N", "steps, instead of epochs; 0: epochs", 0, 1e9},
@@ -65,13 +65,9 @@ std::vector<Option> job_options(Settings& s) {
 
 Settings read_config(const std::string& folder) {
   const std::string path = folder + "/config.json";
-  const std::string text = read_file(path);
-  simdjson::dom::parser parser;
-  simdjson::dom::element json;
-  if (parser.parse(text).get(json))
-    fail(Exit::input, "%s: expected JSON, found something else; the run cannot be used", path.c_str());
+  const Config json(path);
   Settings s;
-  read_options(json, job_options(s), path);
+  read_options(json.root(), job_options(s), path);
   return s;
 }
 

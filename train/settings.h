@@ -25,6 +25,7 @@ struct Settings {
   // The prompt.
   std::string placement = "suffix", pooling = "last";
   int64_t prompt_rows = 4;  // K
+  std::string prompt;       // file or PEFT folder that it starts from, instead of `init`
   // The text that the prompt starts from; empty: rows of the vocabulary, at random.
   std::string init = "In one word, this is about the following related topic in short:";
   bool centre = false;  // subtract the start prompt's mean embedding before normalising

@@ -14,6 +14,7 @@
 #include "kernels/base/error.h"
 #include "kernels/base/progress.h"
 #include "kernels/base/random.h"
+#include "train/prompt_file.h"
 
 namespace quest {
 
@@ -131,6 +132,17 @@ std::vector<float> Trainer::embed(const std::vector<float>& prompt, const std::v
 // Vocabulary rows of the start text: its last K tokens before a text's end, its first K before a text's
 // start.
 std::vector<float> Trainer::start_prompt() const {
+  if (!settings_.prompt.empty()) {
+    const PromptFile file = read_prompt(settings_.prompt, engine_.width());
+    if (file.placement != settings_.placement ||
+        std::ssize(file.rows) != settings_.prompt_rows * engine_.width())
+      fail(Exit::usage,
+           "--prompt %s: expected %ld rows for placement %s, found %ld for %s; give --prompt-rows and "
+           "--placement as the file has them",
+           settings_.prompt.c_str(), settings_.prompt_rows, settings_.placement.c_str(),
+           std::ssize(file.rows) / engine_.width(), file.placement.c_str());
+    return file.rows;
+  }
   std::vector<int32_t> ids, chosen;
   engine_.tokenizer->encode(settings_.init, ids);
   const int64_t K = settings_.prompt_rows;

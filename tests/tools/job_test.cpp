@@ -15,6 +15,8 @@
 
 #include "index/metrics.h"
 #include "kernels/base/random.h"
+#include "model/tensors.h"
+#include "sampling/dataset.h"
 #include "tests/sampling/dataset_files.h"
 
 using namespace quest;
@@ -706,6 +708,80 @@ TEST_F(Job, EvalRepeatsTheResult) {
   EXPECT_NE(text.out.find("base"), text.out.npos);
   EXPECT_NE(text.out.find("PSP@5"), text.out.npos);
   expect_refusal(quest(of_base + Words{"--out", "no/such/folder"}), 4, {"no/such/folder"});
+}
+
+// Vectors written by embed and brought back give the run's own metrics.
+TEST_F(Job, EmbedAndBring) {
+  const Dataset data = open_dataset(path("data"));
+  std::string queries, labels;
+  for (int64_t i = 0; i < data.test.texts.size(); ++i) queries += std::string(data.test.texts.title(i)) + "\n";
+  for (int64_t i = 0; i < data.labels.size(); ++i) labels += std::string(data.labels.title(i)) + "\n";
+  put_file(path("queries"), queries), put_file(path("labels"), labels);
+  for (const char* name : {"queries", "labels"}) {
+    const Outcome o = quest({"embed", "--run", "runs/base", "--out", std::string(name) + ".npy"}, {}, path(name));
+    ASSERT_EQ(o.status, 0) << o.err;
+    EXPECT_TRUE(o.out.find("unit vectors of width 64") != o.out.npos) << o.out;
+  }
+  const Words bring = {"eval", "--data", "data", "--bring", "queries.npy", "labels.npy"};
+  const Outcome o = quest(bring + Words{"--json"});
+  ASSERT_EQ(o.status, 0) << o.err;
+  simdjson::dom::parser a, b;
+  const simdjson::dom::element brought = a.parse(o.out), result = b.parse(read_file(in("base", "result.json")));
+  for (const auto& name : metric_names) {
+    EXPECT_EQ(double(brought["brought"][name]), double(result["trained"][name])) << name;
+    EXPECT_EQ(double(brought["raw"][name]), double(result["raw"]["trained"][name])) << name;
+  }
+  EXPECT_TRUE(quest(bring).out.find("brought") != std::string::npos);
+  expect_refusal(quest({"eval", "--data", "data", "--bring", "labels.npy", "labels.npy"}), 3,
+                 {"labels.npy", "one a test query"});
+  expect_refusal(quest({"eval", "--data", "data", "--bring", "queries.npy", "queries.npy"}), 3, {"one a label"});
+  expect_refusal(quest({"eval", "--data", "data", "--bring", "queries.npy"}), 2, {"--bring", "two files"});
+  expect_refusal(quest({"eval", "--data", "data", "--bring", "queries", "labels.npy"}), 3, {".npy file"});
+  expect_refusal(quest({"embed", "--run", "runs/base"}), 2, {"--out"});
+  expect_refusal(quest({"embed", "--run", "runs/base", "--prompt", "x", "--out", "y"}), 2, {"--prompt with --run"});
+}
+
+TEST_F(Job, PromptsForPeftAndBack) {
+  ASSERT_EQ(train("prefix", {"--placement", "prefix", "--steps", "16", "--validate-every", "2"}).status, 0);
+  ASSERT_EQ(quest({"export", "runs/prefix", "peft"}).status, 0);
+  const std::string config = read_file(path("peft/adapter_config.json"));
+  for (const char* part : {"\"PROMPT_TUNING\"", "\"num_virtual_tokens\": 2", "\"token_dim\": 64"})
+    EXPECT_TRUE(config.find(part) != config.npos) << config;
+  put_file(path("some"), "one text\nand another\n");
+  const Words embed = {"embed", "--model", tiny_model, "--length", "16"};
+  ASSERT_EQ(quest({"embed", "--run", "runs/prefix", "--out", "a.npy"}, {}, path("some")).status, 0);
+  ASSERT_EQ(quest(embed + Words{"--prompt", "peft", "--out", "b.npy"}, {}, path("some")).status, 0);
+  ASSERT_EQ(quest(embed + Words{"--prompt", "runs/prefix/prompt.safetensors", "--out", "c.npy"}, {}, path("some")).status, 0);
+  ASSERT_EQ(quest(embed + Words{"--out", "d.npy"}, {}, path("some")).status, 0);  // without a prompt
+  EXPECT_EQ(read_file(path("a.npy")), read_file(path("b.npy")));
+  EXPECT_EQ(read_file(path("a.npy")), read_file(path("c.npy")));
+  EXPECT_NE(read_file(path("a.npy")), read_file(path("d.npy")));
+  expect_refusal(quest({"export", "runs/base", "never"}), 2, {"PEFT", "placement suffix"});
+  EXPECT_FALSE(exists(path("never")));
+  // A run may start from it.
+  const Words steps = {"--placement", "prefix", "--steps", "16", "--validate-every", "2"};
+  std::vector<float> other(2 * 64);
+  for (size_t i = 0; i < other.size(); ++i) other[i] = static_cast<float>(random_uniform(9, 0, i) - 0.5);
+  const View rows{other.data(), Type::f32, 2, 64, 64}, none{other.data(), Type::f32, 0, 64, 64};
+  write_tensors(path("other"), {{{"prompt", rows}, {"mean", none}}, {{"placement", "prefix"}, {"pooling", "last"}}, {}});
+  ASSERT_EQ(train("further", steps + Words{"--prompt", "other"}).status, 0);
+  EXPECT_NE(read_file(in("further", "metrics.jsonl")), read_file(in("prefix", "metrics.jsonl")));
+  expect_refusal(train("no", {"--steps", "3", "--prompt", "peft"}), 2, {"--prompt peft", "placement suffix", "prefix"});
+  expect_refusal(train("no2", steps + Words{"--prompt", "peft", "-K", "3"}), 2, {"expected 3 rows", "found 2"});
+  const auto damaged = [&](const std::string& part, const std::string& by, const Words& parts) {
+    std::string text = config;
+    ASSERT_NE(text.find(part), text.npos) << part;
+    put_file(path("peft/adapter_config.json"), text.replace(text.find(part), part.size(), by));
+    expect_refusal(quest(embed + Words{"--prompt", "peft", "--out", "e.npy"}, {}, path("some")), 3, parts);
+  };
+  damaged("PROMPT_TUNING", "LORA", {"adapter_config.json", "peft_type", "LORA"});
+  damaged("\"token_dim\": 64", "\"token_dim\": 65", {"token_dim", "width 64", "65"});
+  damaged("\"num_virtual_tokens\": 2", "\"num_virtual_tokens\": 3", {"prompt_embeddings", "3 x 64", "2 x 64"});
+  damaged("\"num_transformer_submodules\": 1", "\"num_transformer_submodules\": 2", {"num_transformer_submodules"});
+  damaged("{", "[", {"adapter_config.json", "JSON object"});
+  put_file(path("peft/adapter_config.json"), config);
+  fs::remove(path("peft/adapter_model.safetensors"));
+  expect_refusal(quest(embed + Words{"--prompt", "peft", "--out", "e.npy"}), 3, {"adapter_model.safetensors"});
 }
 
 TEST_F(Job, NewestRunIsTheDefault) {

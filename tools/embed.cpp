@@ -1,0 +1,96 @@
+// quest embed: texts to unit vectors in a .npy file. quest export: a run's prompt for PEFT.
+#include <cstdio>
+#include <iostream>
+#include <memory>
+
+#include "index/npy.h"
+#include "kernels/base/words.h"
+#include "tools/commands.h"
+#include "tools/run.h"
+#include "train/engine.h"
+#include "train/prompt_file.h"
+
+namespace quest {
+
+namespace {
+
+struct EmbedOptions {
+  Settings settings;
+  std::string run, prompt, out;
+};
+
+int embed(const EmbedOptions& o, std::vector<std::string> texts) {
+  if (o.out.empty()) fail(Exit::usage, "--out: expected a file to write, found none; give --out FILE.npy");
+  if (!o.run.empty() && !o.prompt.empty())
+    fail(Exit::usage, "--prompt with --run: the run has its prompt already; leave one of them out");
+  Settings s = o.settings;
+  if (!o.run.empty()) s = read_config(o.run);
+  s.threads = o.settings.threads;
+  Engine engine(s);
+  const std::string path = o.run.empty() ? o.prompt : o.run + "/prompt.safetensors";
+  PromptFile prompt;
+  if (!path.empty()) prompt = read_prompt(path, engine.width()), s.placement = prompt.placement;
+  if (!prompt.pooling.empty()) s.pooling = prompt.pooling;
+  Encoder encoder = engine.encoder(s, engine.view(prompt.rows));
+  if (path.empty()) encoder.placement = Placement::none, encoder.prompt = {};
+  const bool lines = texts.empty();
+  for (std::string line; lines && std::getline(std::cin, line);) texts.push_back(line);
+  Corpus corpus;
+  std::vector<int32_t> numbers;
+  for (size_t i = 0; i < texts.size(); ++i) {
+    if (!valid_utf8(texts[i]))
+      fail(Exit::input, "text %zu: expected UTF-8, found other bytes; convert it first", i + 1);
+    numbers.push_back(
+        corpus.add(*engine.tokenizer, s.length, join_text(texts[i], "", s.query_text, s.keep_empty)));
+  }
+  std::vector<Text> list;
+  for (const int32_t n : numbers) list.push_back(corpus.text(n));
+  const auto e =
+      engine.embed(encoder, list, prompt.mean.empty() ? View{} : engine.view(prompt.mean), "texts");
+  write_npy(o.out, {e.data(), std::ssize(list), engine.width()});
+  printf("%s: %zu unit vectors of width %ld\n", o.out.c_str(), list.size(), engine.width());
+  return 0;
+}
+
+int export_prompt(const std::string& run, const std::string& out) {
+  const Settings s = read_config(run);
+  const Engine engine(s);
+  OutFolder folder(out);
+  write_peft(read_prompt(run + "/prompt.safetensors", engine.width()), *engine.model, folder.file(""));
+  folder.commit();
+  printf("%s: the prompt of %s in PEFT's layout\n", out.c_str(), run.c_str());
+  return 0;
+}
+
+}  // namespace
+
+Command embed_command() {
+  const auto o = std::make_shared<EmbedOptions>();
+  std::vector<Option> options = {{"run", 'r', &o->run, "DIR", "with the model, prompt and settings of a run"},
+                                 {"prompt", 0, &o->prompt, "PATH",
+                                  "or with a prompt.safetensors or a PEFT folder; without both, no prompt"},
+                                 {"out", 'o', &o->out, "FILE", ".npy file to write: float32 [texts, width]"}};
+  constexpr std::string_view shared =
+      " model quant length pooling query-text keep-empty precision kernels threads rows ";
+  for (Option& option : job_options(o->settings))
+    if (shared.find(" " + option.name + " ") != shared.npos) options.push_back(option);
+  return {.name = "embed",
+          .summary = "unit vectors of texts, from the arguments or one a line from stdin, as .npy",
+          .arguments = "[TEXT...]",
+          .most_arguments = 10000,
+          .examples = "  quest embed --run runs/first --out vectors.npy < texts\n",
+          .options = std::move(options),
+          .run = [o](const std::vector<std::string>& texts) { return embed(*o, texts); }};
+}
+
+Command export_command() {
+  return {.name = "export",
+          .summary = "write a run's prompt as a folder that PEFT loads",
+          .arguments = "RUN DIR",
+          .least_arguments = 2,
+          .most_arguments = 2,
+          .examples = "  quest export runs/first prompt-for-peft\n",
+          .run = [](const std::vector<std::string>& a) { return export_prompt(a[0], a[1]); }};
+}
+
+}  // namespace quest

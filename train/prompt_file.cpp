@@ -1,0 +1,65 @@
+#include "train/prompt_file.h"
+
+#include <filesystem>
+
+#include "kernels/base/json.h"
+#include "model/config.h"
+
+namespace quest {
+
+static const char* const peft_config = "/adapter_config.json";
+static const char* const peft_tensors = "/adapter_model.safetensors";
+static const char* const peft_name = "prompt_embeddings";
+
+// The rows [K,width] of a tensor, whatever K is.
+static std::vector<float> read_rows(const TensorFile& file, const std::string& name, int64_t width) {
+  const auto found = file.tensors.find(name);
+  const int64_t rows =
+      found == file.tensors.end() || found->second.shape.empty() ? 0 : found->second.shape[0];
+  const View v = file.matrix(name, rows, width);
+  return {static_cast<const float*>(v.data), static_cast<const float*>(v.data) + rows * width};
+}
+
+PromptFile read_prompt(const std::string& path, int64_t width) {
+  if (!std::filesystem::is_directory(path)) {
+    const TensorFile file = read_tensors(path);
+    return {read_rows(file, "prompt", width), read_rows(file, "mean", width), file.text("placement"),
+            file.text("pooling")};
+  }
+  const Config config(path + peft_config);
+  const auto require = [&](bool good, const std::string& key, const std::string& expected,
+                           const std::string& found) {
+    if (!good)
+      config.refuse("key " + key, expected, found, "only PEFT's prompt tuning of a whole model can be read");
+  };
+  const std::string type = config.text("peft_type");
+  require(type == "PROMPT_TUNING", "peft_type", "PROMPT_TUNING", type);
+  const int64_t parts = config.integer("num_transformer_submodules", 1), dim = config.integer("token_dim"),
+                rows = config.integer("num_virtual_tokens");
+  require(parts == 1, "num_transformer_submodules", "1", std::to_string(parts));
+  require(dim == width, "token_dim", format("the model's width %ld", width), std::to_string(dim));
+  const TensorFile file = read_tensors(path + peft_tensors);
+  const View v = file.matrix(peft_name, rows, width);
+  const auto* x = static_cast<const float*>(v.data);
+  return {{x, x + rows * width}, {}, "prefix", ""};
+}
+
+void write_peft(const PromptFile& prompt, const Model& m, const std::string& folder) {
+  const int64_t rows = std::ssize(prompt.rows) / m.width;
+  if (prompt.placement != "prefix" || !prompt.mean.empty())
+    fail(Exit::usage,
+         "PEFT: expected a prompt before the text and embeddings that are not centred, found placement %s%s; "
+         "such a "
+         "prompt stays in prompt.safetensors, or train with --placement prefix",
+         prompt.placement.c_str(), prompt.mean.empty() ? "" : ", centred");
+  JsonWriter j;
+  j.object().field("peft_type", "PROMPT_TUNING").field("task_type", "FEATURE_EXTRACTION");
+  j.field("base_model_name_or_path", m.name).field("inference_mode", true).field("num_virtual_tokens", rows);
+  j.field("token_dim", m.width).field("num_layers", m.layers).field("num_attention_heads", m.heads.heads);
+  j.field("num_transformer_submodules", 1).field("prompt_tuning_init", "RANDOM");
+  const View view{const_cast<float*>(prompt.rows.data()), Type::f32, rows, m.width, m.width};
+  write_tensors(folder + peft_tensors, {{{peft_name, view}}, {{"format", "pt"}}, {}});
+  write_file(folder + peft_config, j.end().text() + "\n");
+}
+
+}  // namespace quest
