@@ -20,7 +20,7 @@ hash := \#
 
 SRC := $(filter-out tools/main.cpp,$(wildcard $(addsuffix /*.cpp,kernels/base kernels model sampling index train tools)))
 TEST_SRC := $(wildcard tests/*.cpp $(addprefix tests/,kernels/*.cpp model/*.cpp sampling/*.cpp index/*.cpp train/*.cpp) \
-  tests/tools/*_test.cpp)
+  tests/tools/*_test.cpp tests/fuzz/*_test.cpp)
 PROGRAMS := $(filter-out %_test,$(basename $(notdir $(wildcard tests/tools/*.cpp))))
 OBJ = $(SRC:%.cpp=$(BUILD)/%.o)
 TEST_OBJ = $(TEST_SRC:%.cpp=$(BUILD)/%.o)
@@ -43,12 +43,19 @@ $(PROGRAMS:%=$(BUILD)/tools/%): $(BUILD)/tools/%: $(BUILD)/tests/tools/%.o $(fil
 $(BUILD)/tools/tokenize: $(filter $(BUILD)/model/%,$(OBJ))
 $(BUILD)/tools/parity: $(filter-out $(BUILD)/kernels/%,$(OBJ))
 
+# The parsers under libFuzzer; make fuzz builds it, with clang.
+$(BUILD)/tools/fuzz: $(OBJ) $(BUILD)/tests/fuzz/fuzz.o
+	@mkdir -p $(@D)
+	@echo "  LINK  $@"
+	$(Q)$(CXX) $(FLAGS) -fsanitize=fuzzer $^ -o $@ $(LDLIBS)
+
 # Instruction sets: only these files, chosen by cpuid at run time. Threaded jumps would split the clamp of the
 # exponential into branches, and vectorise into quotients of both: denormal ones, six times as slow.
+NO_JUMPS = $(if $(filter clang%,$(notdir $(CXX))),,-fno-thread-jumps)
 AVX512 = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma
-$(BUILD)/kernels/tile_portable.o: ISA = -fno-thread-jumps
-$(BUILD)/%avx2.o: ISA = -fno-thread-jumps -mavx2 -mfma
-$(BUILD)/%avx512.o: ISA = -fno-thread-jumps $(AVX512)
+$(BUILD)/kernels/tile_portable.o: ISA = $(NO_JUMPS)
+$(BUILD)/%avx2.o: ISA = $(NO_JUMPS) -mavx2 -mfma
+$(BUILD)/%avx512.o: ISA = $(NO_JUMPS) $(AVX512)
 $(BUILD)/%avx512bf16.o: ISA = $(AVX512) -mavx512bf16
 # Tests find the tree, and what was built, through these; -O1 halves their build.
 $(BUILD)/tests/%.o: ISA = -O1 -DSOURCE_ROOT='"$(CURDIR)"' -DBUILD_ROOT='"$(abspath $(BUILD))"' \
@@ -100,7 +107,7 @@ endif
 endif
 
 # -- what a person asks for --------------------------------------------------------------------------------------------
-.PHONY: FORCE libraries all test tests size layers mutants bench-matmul clean help
+.PHONY: FORCE libraries all test tests size layers mutants fuzz bench-matmul clean help
 .DEFAULT_GOAL := all
 all: $(QUEST)
 	@$(if $(MAKECMDGOALS),,echo "$(QUEST) is ready; try: ./$(QUEST) help")
@@ -119,6 +126,12 @@ layers:
 mutants: $(BUILD)/tools/mutants
 	@$< $(or $(SEED),0) $(or $(COUNT),0)
 
+fuzz:
+	@command -v clang++ >/dev/null || { echo "make fuzz needs clang++: apt-get install clang"; exit 4; }
+	@$(MAKE) MAKELEVEL=0 BUILD=build/fuzz CXX=clang++ CXXFLAGS='-O1 -g -Wno-unknown-warning-option \
+	  -Wno-ignored-optimization-argument -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all' build/fuzz/tools/fuzz
+	@sh tests/fuzz/run.sh $(or $(FUZZ_TIME),60) $(FUZZ)
+
 bench-matmul: $(BUILD)/tools/matmul_bench
 	@$<
 
@@ -133,6 +146,7 @@ help:
 	@echo "make layers             check which folder includes which (part of make test)"
 	@echo "make mutants            break the arithmetic in every way that should make a test fail (hours);"
 	@echo "                        SEED=1 COUNT=20 takes a sample of 20 (minutes)"
+	@echo "make fuzz               break the parsers with libFuzzer (clang), FUZZ_TIME=60 seconds each; FUZZ=gguf one of them"
 	@echo "make bench-matmul       measure the matrix products against this machine's ceiling"
 	@echo "make clean              remove build/ and ./quest; run folders stay"
 	@echo "Variables: CXX=g++-12  CXXFLAGS='-O3 -g1'  WERROR=1 warnings are errors  V=1 whole commands  -j2 two jobs"

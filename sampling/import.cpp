@@ -433,7 +433,7 @@ ImportSummary import_debian_index(const std::string& stanzas, const std::string&
   std::set<std::string> labels;
   for (auto& [name, package] : packages) {
     std::erase_if(package.targets,
-                  [&](auto& target) { return target == name || !packages.contains(target); });
+                  [&, &self = name](auto& target) { return target == self || !packages.contains(target); });
     labels.insert(package.targets.begin(), package.targets.end());
   }
   if (labels.empty())

@@ -128,7 +128,7 @@ inline void add_tiny_vocabulary(GgufWriter& w, const std::vector<std::string>& m
   w.flag("tokenizer.ggml.add_bos_token", false);
 }
 
-inline std::string half(float v) { return raw(static_cast<_Float16>(v)); }
+inline std::string half(float v) { return raw(to_f16(v)); }
 
 // Rows of `values` (a multiple of 32 long for packed types) in one of the ggml types; returns its bytes.
 inline std::string pack(Type type, const std::vector<float>& values) {
@@ -155,7 +155,7 @@ inline std::string pack(Type type, const std::vector<float>& values) {
       const float inverse = d > 0 ? 1 / d : 0;
       out += half(d);
       if (four) out += half(*low);
-      const auto nibble = [&](int i) {
+      const auto nibble = [&, low = low](int i) {
         return std::min(15, static_cast<int>((x[i] - *low) * inverse + 0.5f));
       };
       for (int i = 0; i < (four ? 16 : 32); ++i)
