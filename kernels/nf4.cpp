@@ -64,7 +64,7 @@ Nf4Matrix quantize_nf4(const float* w, int64_t count, std::vector<float>* absmax
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t end = std::min((b + 1) * nf4_block, count);
     for (int64_t i = b * nf4_block; i < end; ++i) scales[b] = std::max(scales[b], std::fabs(w[i]));
-    const float inverse = scales[b] > 0 ? 1.0f / scales[b] : 0.0f;
+    const float inverse = scales[b] >= 0x1p-126f ? 1.0f / scales[b] : 0.0f;  // zeros get code 7
     for (int64_t i = b * nf4_block; i < end; ++i) {
       const float x = w[i] * inverse;
       const auto code = std::count_if(thresholds, thresholds + 15, [&](float t) { return x > t; });

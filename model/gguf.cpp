@@ -55,11 +55,8 @@ struct Gguf::Reader {
 
 void Gguf::refuse(const std::string& place, const std::string& expected, const std::string& found,
                   const std::string& advice) const {
-  std::string sentence = format("%s: %.120s: expected %s, found %.120s; %s", file_->path().c_str(),
-                                place.c_str(), expected.c_str(), found.c_str(), advice.c_str());
-  const auto control = [](unsigned char c) { return c < 0x20 || c == 0x7f; };
-  std::replace_if(sentence.begin(), sentence.end(), control, '?');
-  throw Error(Exit::input, sentence);
+  fail(Exit::input, "%s: %.120s: expected %s, found %.120s; %s", file_->path().c_str(), place.c_str(),
+       expected.c_str(), found.c_str(), advice.c_str());
 }
 
 Gguf::Gguf(const MappedFile& file) : file_(&file) {

@@ -29,11 +29,11 @@ struct Model {
   std::vector<Layer> layer;
 
   std::string name, path, sha256;
-  std::string config;  // as Hugging Face writes it; empty where it cannot be said so
+  std::string config;            // as Hugging Face writes it; empty where it cannot be said so
   std::deque<TensorFile> files;  // what the weights point into
   std::deque<Nf4> nf4;
   std::deque<Nf4Matrix> quantized;
-  std::deque<std::vector<float>> numbers;  // turns, norms of another type than f32, scales
+  std::deque<std::vector<float>> numbers;  // turns, a folder's norms, scales
 
   int64_t q_width() const { return heads.heads * heads.size; }
   int64_t kv_width() const { return 2 * heads.kv_heads * heads.size; }

@@ -50,6 +50,7 @@ void fill_turns(Model& m, const std::vector<float>& frequencies) {
 static void quantize_linear_layers(Model& m) {
   for (Layer& l : m.layer)
     for (View* w : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down}) {
+      if (w->type == Type::nf4) continue;  // it is already
       const std::vector<float> values = decoded(*w);
       m.quantized.push_back(quantize_nf4(values.data(), std::ssize(values)));
       m.nf4.push_back(m.quantized.back().view());
@@ -66,7 +67,8 @@ std::vector<float> decoded(const View& w) {
 std::unique_ptr<Model> load_model(const std::string& path, bool nf4) {
   auto m = std::make_unique<Model>();
   m->path = path;
-  if (std::filesystem::is_directory(path)) {
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored)) {
     m->name = std::filesystem::path(path).filename();
     read_folder(path, *m);
     std::string hashes;

@@ -49,7 +49,7 @@ struct Sizes {
     require(heads % kv_heads == 0, k.kv_heads, "a divisor of the heads", kv_heads);
     require(m.width % heads == 0 || from.has(k.head), k.heads, "a divisor of the width", heads);
     head = size(k.head, m.width / heads);
-    require(head % 2 == 0, k.head, "an even number", head);
+    require(head % 2 == 0 && head <= 1024, k.head, "an even number of at most 1024", head);
     m.eps = number(k.eps, {}, 1e-12, 1);
   }
 };

@@ -32,7 +32,11 @@ std::vector<float> scaled_frequencies(const Config& config, const Model& m) {
   const std::string at = config.has("rope_parameters") ? "rope_parameters/" : "rope_scaling/";
   const std::string base = config.has(at + "rope_theta") ? at + "rope_theta" : "rope_theta";
   std::vector<float> frequencies = plain_frequencies(m, sizes.number(base, 1e4, 1, 1e12));
-  const std::string type = config.text(at + "rope_type", config.text(at + "type", "default"));
+  std::optional<std::string> missing;  // where nothing is said of rope at all
+  if (!config.has(at.substr(0, at.size() - 1)) || at == "rope_parameters/") missing = "default";
+  const std::string type = config.has(at + "type") && !config.has(at + "rope_type")
+                               ? config.text(at + "type")
+                               : config.text(at + "rope_type", missing);
   if (type == "default") return frequencies;
   sizes.require(type == "linear" || type == "llama3", at + "rope_type", "default, linear or llama3", type);
   const double factor = sizes.number(at + "factor", {}, 1e-6, 1e6);
@@ -90,8 +94,8 @@ View read_nf4(Model& m, const std::string& name, int64_t rows, int64_t cols, aut
     std::vector<float>& x = m.numbers.back();
     if (t.type != "F32" || t.bytes != 4 * count) refuse(name + part, format("F32 [%ld]", count), t.type);
     memcpy(x.data(), t.data, t.bytes);
-    if (!std::all_of(x.begin(), x.end(), [](float f) { return std::isfinite(f); }))
-      refuse(name + part, "finite numbers", "others");
+    if (!std::all_of(x.begin(), x.end(), [](float f) { return std::fabs(f) <= 1e12f; }))
+      refuse(name + part, "finite numbers", "others, or some above 1e12");
     return x.data();
   };
   const auto bytes = [&](const std::string& part, int64_t count) {
@@ -100,7 +104,7 @@ View read_nf4(Model& m, const std::string& name, int64_t rows, int64_t cols, aut
     return reinterpret_cast<const uint8_t*>(t.data);
   };
   const Tensor& text = take(name + nf4_state);
-  const Config state(name + nf4_state,
+  const Config state(m.path + ": tensor " + name + nf4_state,
                      {reinterpret_cast<const char*>(text.data), static_cast<size_t>(text.bytes)});
   const Sizes<Config> sizes{state};
   const auto exactly = [&](const std::string& key, int64_t n) {
@@ -116,7 +120,7 @@ View read_nf4(Model& m, const std::string& name, int64_t rows, int64_t cols, aut
     w.scale_codes = bytes(".absmax", blocks);
     w.scale_map = numbers(".nested_quant_map", 256);
     w.nested = numbers(".nested_absmax", (blocks + nf4_nested_block - 1) / nf4_nested_block);
-    w.offset = static_cast<float>(sizes.number("nested_offset", {}, -1e30, 1e30));
+    w.offset = static_cast<float>(sizes.number("nested_offset", {}, -1e12, 1e12));
   } else {
     w.absmax = numbers(".absmax", blocks);
   }
@@ -162,7 +166,7 @@ void read_folder(const std::string& folder, Model& m) {
   };
   take_weights(m, [&](int64_t l, const char*, const char* part, int64_t rows, int64_t cols) -> View {
     const std::string name = prefix + (l < 0 ? "" : format("layers.%ld.", l)) + part + ".weight";
-    if (tensors.count(name + nf4_state)) return read_nf4(m, name, rows, cols, find, refuse);
+    if (rows != 1 && tensors.count(name + nf4_state)) return read_nf4(m, name, rows, cols, find, refuse);
     const Tensor& t = find(name);
     const bool norm = rows == 1;
     if (t.shape != (norm ? std::vector{cols} : std::vector{rows, cols})) {
@@ -181,7 +185,7 @@ void read_folder(const std::string& folder, Model& m) {
   });
   for (const auto& [name, from] : tensors)
     if (!used.count(name) && name != "lm_head.weight" && !name.ends_with("rotary_emb.inv_freq"))
-      fail(Exit::input, "%s: expected only the tensors of a llama, found '%s'; pass another model",
+      fail(Exit::input, "%s: expected only the tensors of a llama, found '%.80s'; pass another model",
            from.second->file.path().c_str(), name.c_str());
 }
 

@@ -49,7 +49,8 @@ void read_gguf(const Gguf& gguf, Model& m) {
   const double base = sizes.number("llama.rope.freq_base", 1e4, 1, 1e12);
   std::vector<float> frequencies = plain_frequencies(m, base);
   const std::string scaling = "llama.rope.scaling.";
-  const double factor = sizes.number(scaling + "factor", 1, 1e-6, 1e6);
+  const double old = gguf.number("llama.rope.scale_linear", 1);  // of 2023
+  const double factor = sizes.number(scaling + "factor", old == 0 ? 1 : old, 1e-6, 1e6);
   const std::string type = gguf.text(scaling + "type", factor == 1 ? "none" : "linear");
   sizes.require(type == "none" || type == "linear", scaling + "type", "none or linear", type);
   for (float& f : frequencies)
@@ -58,7 +59,8 @@ void read_gguf(const Gguf& gguf, Model& m) {
     const View divisors = find("rope_freqs.weight", 1, head / 2);
     for (int64_t j = 0; j < head / 2; ++j) {
       const float divisor = static_cast<const float*>(divisors.data)[j];
-      if (!(divisor > 0)) gguf.refuse("tensor rope_freqs.weight", "numbers above 0", format("%g", divisor));
+      if (!(divisor >= 1e-6f))
+        gguf.refuse("tensor rope_freqs.weight", "numbers of at least 1e-6", format("%g", divisor));
       frequencies[j] /= divisor;
     }
   } else {

@@ -158,16 +158,21 @@ Tokenizer::Tokenizer(const Vocabulary& v)
   if (pattern_ == Pattern::sentence_piece) return;
   symbols_.clear();
   for (int32_t id = 0; id < count && v.whole_pieces; ++id)
-    if (v.kinds[id] == Vocabulary::normal) symbols_.emplace(texts_[id], id);
+    if (v.kinds[id] == Vocabulary::normal && !texts_[id].empty()) symbols_.emplace(texts_[id], id);
 }
 
 void Tokenizer::read_bytes(const Vocabulary& v) {
   const auto alphabet = byte_alphabet();
   for (const auto& [token, id] : symbols_) {
     std::string& bytes = texts_[id];
-    for (size_t at = 0; at < token.size();)
-      if (const size_t c = next_code_point(token, at); c < alphabet.size() && alphabet[c] >= 0)
-        bytes += static_cast<char>(alphabet[c]);
+    for (size_t at = 0; at < token.size();) {
+      const size_t c = next_code_point(token, at);
+      if (c >= alphabet.size() || alphabet[c] < 0) {  // no text becomes this token
+        bytes.clear();
+        break;
+      }
+      bytes += static_cast<char>(alphabet[c]);
+    }
     if (bytes.size() == 1) byte_ids_[static_cast<unsigned char>(bytes[0])] = id;
   }
   // Bytes above 0xf0 and control characters are rare, and SmolLM2 lacks some; others are never missing.
@@ -315,8 +320,9 @@ void Tokenizer::encode_piece(std::string_view piece, std::vector<int32_t>& ids) 
   }
   const auto emit = [&](const auto& self, int32_t id) -> void {
     if (id >= count_) return push_bytes(texts_[id], ids);
-    if (!unused_[id]) return ids.push_back(id);
-    self(self, parts[id].first), self(self, parts[id].second);
+    const auto split = parts.find(id);
+    if (!unused_[id] || split == parts.end()) return ids.push_back(id);
+    self(self, split->second.first), self(self, split->second.second);
   };
   for (const int32_t id : at)
     if (id >= 0) emit(emit, id);

@@ -8,6 +8,7 @@
 
 #include "kernels/base/json.h"
 #include "model/config.h"
+#include "model/tokenizer.h"
 
 namespace quest {
 
@@ -127,6 +128,7 @@ Vocabulary read_sentence_piece(const std::string& path) {
         if (part == 3) kind = p.number;
       }
       if (kind < 1 || kind > 6) v.refuse("type of a piece", "1 to 6", std::to_string(kind));
+      if (kind == Vocabulary::user_defined) v.refuse("type of a piece", "none that is user-defined", piece);
       v.tokens.push_back(piece), v.scores.push_back(score);
       v.kinds.push_back(static_cast<Vocabulary::Kind>(kind));
     }
@@ -134,6 +136,7 @@ Vocabulary read_sentence_piece(const std::string& path) {
       for (Fields p(v, f.text); const int part = p.next();) {
         if (part == 3) type = p.number;
         if (part == 41) bos = static_cast<int32_t>(p.number);
+        if (part == 24 && p.number) v.refuse("treat_whitespace_as_suffix", "false", "true");
       }
     if (field == 3)  // how text is normalised
       for (Fields p(v, f.text); const int part = p.next();) {
@@ -176,7 +179,7 @@ Vocabulary read_tokenizer_json(const std::string& path) {
 
   // Which of the four it is shows in the pre-tokeniser.
   std::string said;
-  bool bytes = false, gpt2_pattern = false;
+  bool bytes = false, gpt2_pattern = false, marked = false;  // marked: spaces become U+2581
   each_member(json, "pre_tokenizer", "pretokenizers", [&](const std::string& key) {
     const std::string type = json.text(key + "/type");
     said += (said.empty() ? "" : ", ") + type;
@@ -186,7 +189,8 @@ Vocabulary read_tokenizer_json(const std::string& path) {
       said += " of Llama 3";
     if (type == "Metaspace") {
       require(key + "/replacement", "\u2581");
-      if (json.flag(key + "/split", false)) v.refuse(key + "/split", "false", "true");
+      if (json.flag(key + "/split", true)) v.refuse(key + "/split", "false", "true or none");
+      marked = true;
       const std::string scheme = json.text(key + "/prepend_scheme", "always");
       v.prefix = scheme == "never"   ? Prefix::none
                  : scheme == "first" ? Prefix::if_absent_at_first
@@ -212,11 +216,17 @@ Vocabulary read_tokenizer_json(const std::string& path) {
       v.prefix = Prefix::always;
     } else if (type == "Replace" && !bytes) {
       require(key + "/pattern/String", " "), require(key + "/content", "\u2581");
+      marked = true;
     } else {
       v.refuse(key, "none, or SentencePiece's", type);
     }
   });
 
+  if (!bytes && (!marked || !json.flag("model/byte_fallback", false)))
+    v.refuse("model/byte_fallback", "SentencePiece's, with U+2581 for a space and bytes for the unknown",
+             "others");
+  for (const char* key : {"model/continuing_subword_prefix", "model/end_of_word_suffix"})
+    if (!json.text(key, "").empty()) v.refuse(key, "none", json.text(key));
   simdjson::dom::object ids;
   simdjson::dom::array merges, added;
   if (json.root().at_pointer("/model/vocab").get(ids)) v.refuse("model/vocab", "an object", "none");
@@ -253,15 +263,19 @@ Vocabulary read_tokenizer_json(const std::string& path) {
     v.merges.emplace_back(left, right);
   }
   each_member(json, "post_processor", "processors", [&](const std::string& key) {
-    if (json.text(key + "/type") != "TemplateProcessing") return;
+    const std::string type = json.text(key + "/type");
+    if (type == "ByteLevel") return;
+    if (type != "TemplateProcessing") v.refuse(key, "ByteLevel or TemplateProcessing", type);
     bool text_seen = false;
     for (int64_t i = 0; json.has(format("%s/single/%ld", key.c_str(), i)); ++i) {
       const std::string special = format("%s/single/%ld/SpecialToken/id", key.c_str(), i);
-      if (!json.has(special))
+      if (!json.has(special)) {
         text_seen = true;
-      else
-        (text_seen ? v.eos : v.bos) =
-            std::find(v.tokens.begin(), v.tokens.end(), json.text(special)) - v.tokens.begin();
+        continue;
+      }
+      int64_t& id = text_seen ? v.eos : v.bos;
+      if (id >= 0) v.refuse(special, "one token on each side of the text", "more");
+      id = std::find(v.tokens.begin(), v.tokens.end(), json.text(special)) - v.tokens.begin();
     }
   });
   return v;
@@ -349,7 +363,8 @@ std::string tokenizer_json(const Vocabulary& v) {
 }  // namespace
 
 Vocabulary read_vocabulary(const std::string& path) {
-  if (!std::filesystem::is_directory(path)) {
+  std::error_code ignored;
+  if (!std::filesystem::is_directory(path, ignored)) {
     const MappedFile file(path);
     return read_vocabulary(Gguf(file), path);
   }
@@ -362,6 +377,7 @@ Vocabulary read_vocabulary(const std::string& path) {
 void copy_tokenizer(const std::string& path, const std::string& folder) {
   if (!std::filesystem::is_directory(path)) {
     const Vocabulary v = read_vocabulary(path);
+    const Tokenizer checked(v);  // refuses what does not fit together
     if (v.pattern == Pattern::sentence_piece)
       write_file(folder + "/tokenizer.model", sentence_piece_model(v));
     else

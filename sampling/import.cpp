@@ -292,6 +292,7 @@ void import_sparse(const std::string& texts, const std::string& pairs, Import& i
     }
     uid = std::to_string(number - 1), row.uid = uid, row.title = line;
     try {
+      if (labels.line.size() > longest_line) throw BadLine{format("longer than %zu bytes", longest_line)};
       if (labels.number == number + 1) read_sparse(labels.line, columns, row.labels);
     } catch (const BadLine& bad) {
       throw BadLine{format("line %ld of %s: %s", number + 1, pairs.c_str(), bad.what.c_str())};
@@ -468,7 +469,8 @@ ImportSummary import_dataset(const std::string& source, const std::string& folde
                              const ImportOptions& options) {
   std::error_code ignored;
   const bool folder_of_files = fs::is_directory(source, ignored);
-  const bool sparse = folder_of_files && !find_file(source, {"trn_X_Y.txt"}, true).empty();
+  const bool sparse = folder_of_files && find_file(source, {"lbl.json"}, true).empty() &&
+                      !find_file(source, {"trn_X_Y.txt"}, true).empty();
   const auto find = [&](const char* name) { return find_file(source, {name}); };
   std::vector<std::string> files = {source};
   if (sparse)
@@ -506,7 +508,7 @@ ImportSummary import_dataset(const std::string& source, const std::string& folde
     import_rows(files[0], import, import.labels);
     import_rows(files[1], import, import.train);
     import_rows(files[2], import, import.test);
-  } else if (source.find(".json") != source.npos) {
+  } else if (fs::path(source).filename().string().find(".json") != std::string::npos) {
     import_json_lines(source, import);
   } else {
     import_tsv(source, import);

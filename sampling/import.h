@@ -5,8 +5,8 @@
 //   SIDE.offsets  int64   rows + 1: where each row's labels begin in SIDE.labels           (train, test)
 //   SIDE.labels   int32   labels of each row, ascending and distinct                       (train, test)
 //   SIDE.own      int32   the label that is the query itself, or -1                        (train, test)
-//   SIDE.filter.offsets, SIDE.filter.labels: labels that are dropped before ranking, where the source has
-//   such pairs meta.json             format, name, counts, sha256 of the sources' bytes, number of bad lines
+//   SIDE.filter.offsets, SIDE.filter.labels: pairs that are never ranked, if the source has a filter file
+//   meta.json             format, name, counts, sha256 of the sources' bytes, number of bad lines
 //
 // A label without title and content was a malformed line that was skipped: it is never predicted.
 #pragma once
@@ -28,22 +28,22 @@ struct ImportSummary {
   std::vector<std::string> bad;  // the first ten bad lines, as "FILE:LINE: what is wrong"
 };
 
-// Imports SOURCE into the new folder FOLDER, streaming: memory grows with the number of labels. SOURCE is
+// Imports SOURCE into the new folder FOLDER, streaming: memory grows with the number of labels and of filter
+// pairs. SOURCE is
 //
 // * a folder with trn, tst and lbl, each .json or .json.gz: the raw format of the Extreme Classification
 //   Repository, one object a line. uid and title are required strings, content is optional. trn and tst
 //   need target_ind, a list of line numbers of lbl from 0; target_rel may stand beside it, with as many
 //   numbers, which are not used. A query's own label is the first label with the query's uid.
 // * a folder in the repository's sparse format: Y.txt, trn_X.txt and tst_X.txt with a text a line,
-// trn_X_Y.txt and
-//   tst_X_Y.txt with a header "ROWS LABELS" and for each text a line of LABEL:WEIGHT. uids are line numbers
-//   from 0. Own labels as in the next format.
-// * In both kinds of folder filter_labels_train.txt and _test.txt (or trn_, tst_filter_labels.txt) may stand:
-// lines
-//   "QUERY LABEL" of numbers from 0, pairs that no method may rank.
+// trn_X_Y.txt
+//   and tst_X_Y.txt with a header "ROWS LABELS" and for each text a line of LABEL:WEIGHT. uids are line
+//   numbers from 0. Own labels as in the next format.
+// * In both kinds of folder filter_labels_train.txt and _test.txt (or trn_, tst_filter_labels.txt) may stand,
+//   of lines "QUERY LABEL" with numbers from 0: pairs that no method may rank.
 // * a file with .json in its name, of one object a line: title (or text), labels, a list of names, and
-// perhaps uid and
-//   content; otherwise as the next.
+// perhaps
+//   uid and content; otherwise as the next.
 // * or a file of lines text<TAB>label<TAB>label...; empty label fields are ignored, but there
 //   must be a label. Labels are numbered by first appearance; the name is uid and title. A row's uid is its
 //   line number; a row that goes_to_test() by its text is a test row. A row's own label is the one that is

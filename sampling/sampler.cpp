@@ -149,7 +149,7 @@ std::vector<DrawnPair> sample_pairs(const Dataset& data, const PairFilter& filte
                                     const SamplerOptions& options, Threads& threads, SampleReport* report) {
   const bool uniform = options.kind >= SamplerKind::uniform, paper = options.kind == SamplerKind::paper;
   SampleReport done;
-  if (report && !uniform)
+  if (report && options.kind != SamplerKind::uniform)
     sample_pairs(data, filter, {SamplerKind::uniform, options.seed, options.k}, threads, &done);
   Pairing pairing{data, filter, options};
   Threads one(1);
@@ -207,7 +207,7 @@ std::vector<DrawnPair> sample_pairs(const Dataset& data, const PairFilter& filte
   done.drawn = coverage(data, [&](auto&& see) {
     for (const DrawnPair& pair : drawn) see(pair.query, pair.label, 0);
   });
-  if (uniform) done.uniform = done.drawn;
+  if (options.kind == SamplerKind::uniform) done.uniform = done.drawn;
   if (report) *report = done;
   const auto place = [&](auto& pair) { return random_bits(options.seed, order_stream, pair.id()); };
   std::ranges::sort(drawn, {}, place);

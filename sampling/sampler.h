@@ -18,7 +18,7 @@ enum class SamplerKind {
   minhash,  // label title: word unigrams and bigrams, lower-cased, without those of over 1 % of the labels
   paper,    // the paper to the letter: tokens between white space of title, content and label title together
   uniform,  // every pair weighs 1
-  first_m   // the same, of the first labels of each query alone
+  first_m   // the same, of each query's labels of lowest number alone
 };
 constexpr const char* sampler_names[] = {"minhash", "paper", "uniform", "first-m"};
 SamplerKind sampler_kind(const std::string& name);  // throws Error(usage) for another name

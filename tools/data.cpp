@@ -22,7 +22,7 @@ int report(const ImportSummary& s, const std::string& folder) {
 struct SampleSettings {
   std::string data, sampler = "minhash", out;
   double ratio = 0.25;
-  int64_t pairs = 0, seed = 1, rows = 0, range = 0, threads = 0;
+  int64_t pairs = 0, seed = 1, rows = 0, range = 0, first = 4, threads = 0;
   bool json = false;
 };
 
@@ -30,7 +30,7 @@ int sample(const SampleSettings& s) {
   const Dataset data = open_dataset(s.data);
   Threads threads(s.threads);
   const int64_t k = s.pairs ? s.pairs : static_cast<int64_t>(s.ratio * data.train.labels.count());
-  const SamplerOptions o{sampler_kind(s.sampler), static_cast<uint64_t>(s.seed), k, s.rows, s.range};
+  const SamplerOptions o{sampler_kind(s.sampler), static_cast<uint64_t>(s.seed), k, s.rows, s.range, s.first};
   SampleReport r;
   const auto pairs = sample_pairs(data, {}, o, threads, &r);
   if (!s.out.empty()) {
@@ -53,13 +53,15 @@ Command data_import_command() {
   const auto o = std::make_shared<ImportOptions>();
   return {
       .name = "data import",
-      .summary = "turn a folder of trn/tst/lbl.json[.gz] or a TSV file into a dataset folder",
+      .summary = "turn the repository's raw or sparse format, TSV or JSON lines into a dataset folder",
       .arguments = "SOURCE DIR",
       .least_arguments = 2,
       .most_arguments = 2,
       .examples =
           "  quest data import LF-Amazon-131K/ amazon\n"
-          "  quest data import my.tsv mine        (lines: text<TAB>label<TAB>label...)\n",
+          "  quest data import my.tsv mine        (lines: text<TAB>label<TAB>label...)\n"
+          "  quest data import my.jsonl.gz mine   (lines: {\"title\": ..., \"content\": ..., \"labels\": "
+          "[\"...\"]})\n",
       .options = {{"skip-bad", 0, &o->skip_bad, "", "keep malformed lines as empty rows instead of stopping"},
                   {"name", 0, &o->name, "NAME", "of the dataset; without it the folder's name"}},
       .run = [o](const std::vector<std::string>& a) { return report(import_dataset(a[0], a[1], *o), a[1]); }};
@@ -91,6 +93,7 @@ Command sample_command() {
                       {"pairs", 0, &s->pairs, "N", "pairs to draw, instead of the share"},
                       {"rows", 0, &s->rows, "R", "MinHash functions; 0: the sampler's own"},
                       {"range", 0, &s->range, "B", "values of each; 0: the sampler's own"},
+                      {"first", 0, &s->first, "M", "labels of a query that sampler first-m knows", 1},
                       {"seed", 0, &s->seed, "N", "seed"},
                       {"threads", 't', &s->threads, "N", "threads; 0: all", 0, 1024},
                       {"out", 'o', &s->out, "FILE", "write the pairs as query uid, TAB, label uid"},

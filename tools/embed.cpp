@@ -5,6 +5,7 @@
 
 #include "index/npy.h"
 #include "kernels/base/words.h"
+#include "model/tensors.h"
 #include "tools/commands.h"
 #include "tools/run.h"
 #include "train/engine.h"
@@ -17,19 +18,24 @@ namespace {
 struct EmbedOptions {
   Settings settings;
   std::string run, prompt, out;
+  bool label = false;
 };
 
 int embed(const EmbedOptions& o, std::vector<std::string> texts) {
   if (o.out.empty()) fail(Exit::usage, "--out: expected a file to write, found none; give --out FILE.npy");
   if (!o.run.empty() && !o.prompt.empty())
     fail(Exit::usage, "--prompt with --run: the run has its prompt already; leave one of them out");
-  Settings s = o.settings;
-  if (!o.run.empty()) s = read_config(o.run);
-  s.threads = o.settings.threads;
+  Settings s = o.settings;  // with --run those of the run, and over them what was given
   Engine engine(s);
   const std::string path = o.run.empty() ? o.prompt : o.run + "/prompt.safetensors";
   PromptFile prompt;
+  if (!o.run.empty())
+    read_tensors(path).expect("model", engine.model->sha256, "give the run's model by --model");
   if (!path.empty()) prompt = read_prompt(path, engine.width()), s.placement = prompt.placement;
+  const int64_t K = std::ssize(prompt.rows) / engine.width();
+  if (s.length + K > engine.model->max_positions)
+    fail(Exit::usage, "--length %ld with a prompt of %ld rows: the model has %ld positions; take less",
+         s.length, K, engine.model->max_positions);
   if (!prompt.pooling.empty()) s.pooling = prompt.pooling;
   Encoder encoder = engine.encoder(s, engine.view(prompt.rows));
   if (path.empty()) encoder.placement = Placement::none, encoder.prompt = {};
@@ -40,8 +46,8 @@ int embed(const EmbedOptions& o, std::vector<std::string> texts) {
   for (size_t i = 0; i < texts.size(); ++i) {
     if (!valid_utf8(texts[i]))
       fail(Exit::input, "text %zu: expected UTF-8, found other bytes; convert it first", i + 1);
-    numbers.push_back(
-        corpus.add(*engine.tokenizer, s.length, join_text(texts[i], "", s.query_text, s.keep_empty)));
+    const std::string text = join_text(texts[i], "", o.label ? s.label_text : s.query_text, s.keep_empty);
+    numbers.push_back(corpus.add(*engine.tokenizer, s.length, text));
   }
   std::vector<Text> list;
   for (const int32_t n : numbers) list.push_back(corpus.text(n));
@@ -55,6 +61,8 @@ int embed(const EmbedOptions& o, std::vector<std::string> texts) {
 int export_prompt(const std::string& run, const std::string& out) {
   const Settings s = read_config(run);
   const Engine engine(s);
+  read_tensors(run + "/prompt.safetensors")
+      .expect("model", engine.model->sha256, "keep the run's model in its place");
   OutFolder folder(out);
   write_peft(read_prompt(run + "/prompt.safetensors", engine.width()), *engine.model, folder.file(""));
   folder.commit();
@@ -66,12 +74,14 @@ int export_prompt(const std::string& run, const std::string& out) {
 
 Command embed_command() {
   const auto o = std::make_shared<EmbedOptions>();
-  std::vector<Option> options = {{"run", 'r', &o->run, "DIR", "with the model, prompt and settings of a run"},
-                                 {"prompt", 0, &o->prompt, "PATH",
-                                  "or with a prompt.safetensors or a PEFT folder; without both, no prompt"},
-                                 {"out", 'o', &o->out, "FILE", ".npy file to write: float32 [texts, width]"}};
+  std::vector<Option> options = {
+      {"run", 'r', &o->run, "DIR", "with the model, prompt and settings of a run"},
+      {"prompt", 0, &o->prompt, "PATH",
+       "or with a prompt.safetensors or a PEFT folder; without both, no prompt"},
+      {"label", 0, &o->label, "", "texts are labels: they read as --label-text says"},
+      {"out", 'o', &o->out, "FILE", ".npy file to write: float32 [texts, width]"}};
   constexpr std::string_view shared =
-      " model quant length pooling query-text keep-empty precision kernels threads rows ";
+      " model quant length pooling query-text label-text keep-empty precision kernels threads rows ";
   for (Option& option : job_options(o->settings))
     if (shared.find(" " + option.name + " ") != shared.npos) options.push_back(option);
   return {.name = "embed",
@@ -80,6 +90,11 @@ Command embed_command() {
           .most_arguments = 10000,
           .examples = "  quest embed --run runs/first --out vectors.npy < texts\n",
           .options = std::move(options),
+          .prepare =
+              [o] {
+                if (!o->run.empty()) o->settings = read_config(o->run);
+                return o->run.empty();
+              },
           .run = [o](const std::vector<std::string>& texts) { return embed(*o, texts); }};
 }
 

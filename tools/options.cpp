@@ -87,7 +87,8 @@ static std::vector<std::string> set_options(const Command& command, int argc, ch
   std::string letters = ":";
   std::vector<option> table;
   for (const Option& o : command.options) {
-    table.push_back({o.name.c_str(), !is_flag(o), nullptr, first + static_cast<int>(table.size())});
+    table.push_back({o.name.c_str(), is_flag(o) ? optional_argument : required_argument, nullptr,
+                     first + static_cast<int>(table.size())});
     if (o.letter) (letters += o.letter) += is_flag(o) ? "" : ":";
   }
   table.push_back({});
@@ -102,7 +103,6 @@ static std::vector<std::string> set_options(const Command& command, int argc, ch
       fail(Exit::usage, "%s is no option of quest %s, or short for several; see quest %s --help",
            about ? format("-%c", about).c_str() : argv[optind - 1], name, name);
     const Option& o = *at;
-    if (code == '?') fail(Exit::usage, "--%s takes no value; leave out what follows the =", o.name.c_str());
     if (code == ':' || !assign(o, optarg ? optarg : "true"))
       fail(Exit::usage, "--%s: expected %s, found %s; see quest %s --help", o.name.c_str(),
            expected(o).c_str(), code == ':' ? "nothing" : format("\"%s\"", optarg).c_str(), name);

@@ -17,6 +17,7 @@ struct QuantizeOptions {
 
 int quantize(const QuantizeOptions& o) {
   if (o.out.empty()) fail(Exit::usage, "--out: expected a folder to write, found none; give --out DIR");
+  if (o.to != "nf4") fail(Exit::usage, "--to: expected nf4, found %s; leave it out", o.to.c_str());
   const std::string path = o.model.empty() ? default_model_path() : o.model;
   OutFolder folder(o.out);
   const auto model = load_model(path);

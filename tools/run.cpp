@@ -160,7 +160,11 @@ std::vector<float> unit_rows(const Npy& file, const std::vector<int32_t>& rows) 
 // Any other model under the same protocol: a vector for every test query and every label of the dataset, in
 // its order.
 int evaluate_brought(const RunOptions& o, const std::string& label_file) {
-  const Task task(o.settings, open_job_data(o.settings));
+  Settings s = o.settings;
+  s.validation = 0;  // nothing is chosen here
+  if (s.data.empty() && s.min_positives == 0) s.min_positives = default_min_positives;
+  if (s.data.empty() && s.test_queries == 0) s.test_queries = default_test_queries;
+  const Task task(s, open_job_data(s));
   const Npy queries = read_npy(o.bring), labels = read_npy(label_file);
   const auto expect = [](const std::string& path, const char* what, int64_t found, int64_t expected) {
     if (found != expected)
@@ -202,7 +206,7 @@ int info(const std::string& path) {
     printf("dataset %s: %ld training and %ld test queries, %ld labels, %ld and %ld pairs\n", d.name.c_str(),
            d.train.texts.size(), d.test.texts.size(), d.labels.size(), d.train.labels.count(),
            d.test.labels.count());
-  } else if (fs::is_directory(path) && !model_folder) {
+  } else if (std::error_code ignored; fs::is_directory(path, ignored) && !model_folder) {
     fail(Exit::input,
          "%s: expected a run (config.json), a dataset (meta.json) or a model (model.safetensors), found "
          "none; give "
@@ -263,6 +267,13 @@ Command eval_command() {
       .run = [o](const std::vector<std::string>& labels) {
         if (labels.empty() != o->bring.empty())
           fail(Exit::usage, "--bring: expected two files, QUERIES.npy and LABELS.npy, found one; give both");
+        const bool of_run = !o->run.empty() || !o->out.empty() || o->hnsw || o->keep_own;
+        const Settings& p = o->settings;
+        const bool of_data = !p.data.empty() || p.min_positives || p.test_queries;
+        if (labels.empty() ? of_data : of_run)
+          fail(Exit::usage,
+               "quest eval: --run, --out, --hnsw and --keep-own belong to a run, --data, --min-positives "
+               "and --test-queries to --bring; leave the others out");
         return labels.empty() ? evaluate_run(*o) : evaluate_brought(*o, labels[0]);
       }};
 }

@@ -35,7 +35,8 @@ std::vector<Option> job_options(Settings& s) {
       {"placement", 0, &s.placement, "suffix|prefix", "where the prompt stands: after or before the text"},
       {"pooling", 0, &s.pooling, "last|mean", "what is the embedding: last row or mean of rows"},
       {"prompt-rows", 'K', &s.prompt_rows, "K", "rows of the soft prompt", 1, 1024},
-      {"init", 0, &s.init, "TEXT", "text whose tokens the prompt starts from; empty: random tokens"},
+      {"init", 0, &s.init, "TEXT",
+       "text whose tokens the prompt starts from; empty: rows 1..K of the vocabulary"},
       {"prompt", 0, &s.prompt, "PATH", "start from this prompt.safetensors or PEFT folder instead"},
       {"centre", 0, &s.centre, "", "subtract the start prompt's mean embedding"},
       {"epochs", 0, &s.epochs, "N", "times through the sample; 0: so many that there are 100 steps", 0, 1e6},
@@ -79,17 +80,6 @@ struct TrainOptions {
   bool full = false, json = false;
 };
 
-// The preset's values, of which the options that are given are then set again.
-bool apply_preset(Settings& s) {
-  s = preset_settings(s.preset);
-  fprintf(
-      stderr,
-      "preset %s: batch %ld, %ld epochs, temperature %g and the prompt's start at random tokens are from the "
-      "authors' code; the paper does not name them\n",
-      s.preset.c_str(), s.batch, s.epochs, s.temperature);
-  return false;
-}
-
 std::string new_run_folder() {
   const time_t now = time(nullptr);
   char stamp[32];
@@ -99,26 +89,22 @@ std::string new_run_folder() {
   return folder;
 }
 
-// The settings of a run to resume. What was given beside --resume may say where things lie and how the
-// machine is used (the checkpoint knows its model, dataset and kernels); it must not change the job.
-Settings settings_to_resume(const std::string& folder, Settings given) {
-  Settings settings = read_config(folder), none;
-  const std::vector<Option> to = job_options(settings), from = job_options(given), unset = job_options(none);
+// What was given beside --resume may say where things lie and how the machine is used (the checkpoint knows
+// its model, dataset and kernels); it must not change the job.
+void require_same_job(const std::string& folder, Settings given) {
+  Settings settings = read_config(folder);
+  const std::vector<Option> was = job_options(settings), is = job_options(given);
   constexpr std::string_view free = " data model kernels threads text-cache rows recompute ";
-  for (size_t i = 0; i < to.size(); ++i)
+  for (size_t i = 0; i < was.size(); ++i)
     std::visit(
         [&](auto* target) {
-          using Pointer = decltype(target);
-          const auto& value = *std::get<Pointer>(from[i].target);
-          if (value == *std::get<Pointer>(unset[i].target) || value == *target) return;
-          if (free.find(" " + to[i].name + " ") == free.npos)
+          if (*target != *std::get<decltype(target)>(is[i].target) &&
+              free.find(" " + was[i].name + " ") == free.npos)
             fail(Exit::usage,
                  "--%s: expected the value of %s/config.json, found another; leave it out, or start anew",
-                 to[i].name.c_str(), folder.c_str());
-          *target = value;
+                 was[i].name.c_str(), folder.c_str());
         },
-        to[i].target);
-  return settings;
+        was[i].target);
 }
 
 int train(TrainOptions& o) {
@@ -126,14 +112,14 @@ int train(TrainOptions& o) {
   if (resumed && !o.name.empty())
     fail(Exit::usage, "--name with --resume: the run has its name already; leave one of them out");
   const std::string folder = resumed ? o.resume : o.name.empty() ? new_run_folder() : "runs/" + o.name;
-  if (resumed) o.settings = settings_to_resume(folder, o.settings);
+  if (resumed) require_same_job(folder, o.settings);
   if (!resumed && exists(folder + "/config.json"))
     fail(Exit::usage, "%s: exists already; choose another --name, or go on with --resume %s", folder.c_str(),
          folder.c_str());
   if (!resumed && o.settings.data.empty() && !o.full) {  // the default job, of a fixed size
     o.settings.job = "debian-titles";
-    if (o.settings.min_positives == 0) o.settings.min_positives = 2;
-    if (o.settings.test_queries == 0) o.settings.test_queries = 1000;
+    if (o.settings.min_positives == 0) o.settings.min_positives = default_min_positives;
+    if (o.settings.test_queries == 0) o.settings.test_queries = default_test_queries;
   }
   JsonWriter config;
   config.object();
@@ -141,6 +127,12 @@ int train(TrainOptions& o) {
   if (o.settings.model.empty()) default_model_path();  // fetched while Ctrl-C still ends pip
   Interrupt interrupt;
   fprintf(stderr, "run: %s\n", folder.c_str());
+  if (o.settings.preset != "default")
+    fprintf(stderr,
+            "preset %s: batch %ld, %ld epochs, temperature %g and the start at the vocabulary's first rows "
+            "follow the "
+            "authors' code; the paper does not name them\n",
+            o.settings.preset.c_str(), o.settings.batch, o.settings.epochs, o.settings.temperature);
   std::string summary;
   const std::string result = run_job(o.settings, folder, config.end().text() + "\n", interrupt, summary);
   if (result.empty()) {
@@ -168,7 +160,16 @@ Command train_command() {
               "  quest train --data mine --name first\n"
               "  quest train --resume runs/first\n",
           .options = std::move(options),
-          .prepare = [o] { return o->settings.preset == "default" || apply_preset(o->settings); },
+          .prepare =
+              [o] {  // where the values start from, over which those that are given are then set again
+                if (!o->resume.empty())
+                  o->settings = read_config(o->resume);
+                else if (o->settings.preset != "default")
+                  o->settings = preset_settings(o->settings.preset);
+                else
+                  return true;
+                return false;
+              },
           .run = [o](const std::vector<std::string>&) { return train(*o); }};
 }
 

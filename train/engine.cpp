@@ -30,8 +30,18 @@ Engine::Engine(const Settings& s)
                   s.precision == "f32" ? Type::f32 : Type::bf16)),
       context{&ops, &threads, &arena, &flops},
       rows(s.rows) {
+  if (tokenizer->size() > model->vocabulary)
+    fail(Exit::input,
+         "%s: expected a tokeniser of at most %ld tokens, as many as the embedding has rows, found %ld; pass "
+         "another "
+         "model",
+         model->path.c_str(), model->vocabulary, tokenizer->size());
   std::vector<int32_t> start;
   tokenizer->encode(s.init, start);
+  for (const std::string& pattern : {s.query_text, s.label_text})
+    if (pattern.find("{title}") == pattern.npos && pattern.find("{content}") == pattern.npos)
+      fail(Exit::usage, "--query-text, --label-text: expected {title} or {content} in it, found '%s'",
+           pattern.c_str());
   if (start.empty() && !s.init.empty())
     fail(Exit::usage, "--init: expected a text of at least one token, found '%s'", s.init.c_str());
   if (s.length + s.prompt_rows > model->max_positions)
@@ -76,12 +86,12 @@ std::string join_text(std::string_view title, std::string_view content, std::str
   for (size_t at = 0, end; at <= pattern.size(); at = end + 2) {
     end = std::min(pattern.find(". ", at), pattern.size());
     std::string sentence;
-    bool left_out = false;
+    bool place = false, filled = false;
     for (std::string_view rest = pattern.substr(at, end - at); !rest.empty();) {
-      const auto fill = [&](std::string_view place, std::string_view value) {
-        if (!rest.starts_with(place)) return false;
-        rest.remove_prefix(place.size());
-        left_out |= value.empty() && !keep_empty;
+      const auto fill = [&](std::string_view name, std::string_view value) {
+        if (!rest.starts_with(name)) return false;
+        rest.remove_prefix(name.size());
+        place = true, filled |= !value.empty();
         sentence += value;
         return true;
       };
@@ -89,7 +99,7 @@ std::string join_text(std::string_view title, std::string_view content, std::str
       sentence += rest[0];
       rest.remove_prefix(1);
     }
-    if (!left_out) text += (text.empty() ? "" : ". ") + sentence;
+    if (keep_empty || !place || filled) text += (text.empty() ? "" : ". ") + sentence;
   }
   return text;
 }

@@ -52,7 +52,7 @@ struct Engine {
 };
 
 // How a query or label reads as one text. {title} and {content} are filled in; a sentence (they are parted by
-// ". ") whose place is empty is left out, unless keep_empty.
+// ". ") whose places are all empty is left out, unless keep_empty.
 std::string join_text(std::string_view title, std::string_view content,
                       std::string_view pattern = "{title}. {content}", bool keep_empty = false);
 

@@ -27,6 +27,8 @@ class Job {
       : settings_(settings), folder_(folder), task_(settings, open_job_data(settings)), engine_(settings) {
     if (exists(folder + checkpoint_name))  // fails now, not after the text pass
       require_identity(read_tensors(folder + checkpoint_name), engine_, task_);
+    else if (!settings.prompt.empty())
+      prompt_from_file(settings, engine_.width());
   }
   std::string run(const std::string& config, Interrupt&, std::string& summary);
 
@@ -180,7 +182,7 @@ void Job::choose_untrained(Trainer& trainer) {
     for (auto* e : {&queries, &labels}) engine_.normalize(*e, centred ? engine_.view(centre) : View{});
     return score(name, side, queries, labels);
   };
-  const std::vector<float> prompt = trainer.start_prompt();
+  const std::vector<float>& prompt = trainer.state.start;
   std::vector<float> labels;  // with the start prompt, once for both sides
   const auto variant = [&](size_t i, const Side& side) {
     if (i == 0) return without("no prompt, last token", cache_->last, false, side);
@@ -225,7 +227,7 @@ void Job::evaluate_trained(Trainer& trainer) {
                identity(engine_, task_),
                {}};
   f.metadata["placement"] = settings_.placement, f.metadata["pooling"] = settings_.pooling;
-  f.metadata["bos"] = "the prompt stands before it";
+  if (settings_.placement == "prefix") f.metadata["bos"] = "the prompt stands before it";
   write_tensors(folder_ + "/prompt.safetensors", f);
   write_tensors(folder_ + "/labels.safetensors", {{{"labels", engine_.view(labels)}}, {}, {}});
   build_index(labels, queries);

@@ -21,10 +21,18 @@ static std::vector<float> read_rows(const TensorFile& file, const std::string& n
 }
 
 PromptFile read_prompt(const std::string& path, int64_t width) {
-  if (!std::filesystem::is_directory(path)) {
+  std::error_code ignored;
+  if (!std::filesystem::is_directory(path, ignored)) {
     const TensorFile file = read_tensors(path);
-    return {read_rows(file, "prompt", width), read_rows(file, "mean", width), file.text("placement"),
-            file.text("pooling")};
+    PromptFile p{read_rows(file, "prompt", width), read_rows(file, "mean", width), file.text("placement"),
+                 file.text("pooling")};
+    if (p.rows.empty() || (p.placement != "prefix" && p.placement != "suffix") ||
+        (p.pooling != "last" && p.pooling != "mean"))
+      fail(Exit::input,
+           "%s: expected a prompt of at least one row, placement prefix or suffix, pooling last or mean, "
+           "found %zu numbers, '%.20s', '%.20s'; make the file again",
+           path.c_str(), p.rows.size(), p.placement.c_str(), p.pooling.c_str());
+    return p;
   }
   const Config config(path + peft_config);
   const auto require = [&](bool good, const std::string& key, const std::string& expected,
@@ -38,6 +46,7 @@ PromptFile read_prompt(const std::string& path, int64_t width) {
                 rows = config.integer("num_virtual_tokens");
   require(parts == 1, "num_transformer_submodules", "1", std::to_string(parts));
   require(dim == width, "token_dim", format("the model's width %ld", width), std::to_string(dim));
+  require(rows > 0, "num_virtual_tokens", "at least 1", "0");
   const TensorFile file = read_tensors(path + peft_tensors);
   const View v = file.matrix(peft_name, rows, width);
   const auto* x = static_cast<const float*>(v.data);

@@ -5,6 +5,9 @@
 
 namespace quest {
 
+// Of the default job, with labels and queries of the default dataset.
+constexpr int64_t default_min_positives = 2, default_test_queries = 1000;
+
 struct Settings {
   std::string preset = "default";  // what the values below started from
 
@@ -26,7 +29,7 @@ struct Settings {
   std::string placement = "suffix", pooling = "last";
   int64_t prompt_rows = 4;  // K
   std::string prompt;       // file or PEFT folder that it starts from, instead of `init`
-  // The text that the prompt starts from; empty: rows of the vocabulary, at random.
+  // The text that the prompt starts from; empty: rows 1..K of the vocabulary.
   std::string init = "In one word, this is about the following related topic in short:";
   bool centre = false;  // subtract the start prompt's mean embedding before normalising
 
@@ -62,6 +65,7 @@ inline Settings preset_settings(const std::string& name) {
   s.batch = 18, s.epochs = 2, s.temperature = 0.05,
   s.init = "";  // the paper is silent: from the authors' code
   if (name == "paper") return s;
+  // Their rate also halves in the second epoch; it stays here.
   s.prompt_rows = 20, s.decay = 0.01, s.ratio = 1, s.sampler = "first-m", s.first = 4;
   s.query_text = "The title is {title}. The content is {content}", s.keep_empty = true;
   return s;

@@ -20,7 +20,7 @@ namespace quest {
 
 namespace {
 
-constexpr uint64_t epoch_stream = 101, label_stream = 3, prompt_stream = 4;  // random.h
+constexpr uint64_t epoch_stream = 101, label_stream = 3;  // random.h
 
 // metrics.jsonl: one line a step, written at once, so that it tells how far a killed run came.
 class MetricsFile {
@@ -129,25 +129,29 @@ std::vector<float> Trainer::embed(const std::vector<float>& prompt, const std::v
                        state.mean.empty() ? View{} : engine_.view(state.mean), label);
 }
 
+std::vector<float> prompt_from_file(const Settings& s, int64_t width) {
+  const PromptFile file = read_prompt(s.prompt, width);
+  const int64_t rows = std::ssize(file.rows) / width;
+  if (file.placement != s.placement || rows != s.prompt_rows || !file.mean.empty() ||
+      (!file.pooling.empty() && file.pooling != s.pooling))
+    fail(Exit::usage,
+         "--prompt %s: expected %ld rows for placement %s and pooling %s, not centred, found %ld for %s and "
+         "%s; give "
+         "--prompt-rows, --placement and --pooling as the file has them",
+         s.prompt.c_str(), s.prompt_rows, s.placement.c_str(), s.pooling.c_str(), rows,
+         file.placement.c_str(), file.pooling.empty() ? "any" : file.pooling.c_str());
+  return file.rows;
+}
+
 // Vocabulary rows of the start text: its last K tokens before a text's end, its first K before a text's
 // start.
 std::vector<float> Trainer::start_prompt() const {
-  if (!settings_.prompt.empty()) {
-    const PromptFile file = read_prompt(settings_.prompt, engine_.width());
-    if (file.placement != settings_.placement ||
-        std::ssize(file.rows) != settings_.prompt_rows * engine_.width())
-      fail(Exit::usage,
-           "--prompt %s: expected %ld rows for placement %s, found %ld for %s; give --prompt-rows and "
-           "--placement as the file has them",
-           settings_.prompt.c_str(), settings_.prompt_rows, settings_.placement.c_str(),
-           std::ssize(file.rows) / engine_.width(), file.placement.c_str());
-    return file.rows;
-  }
+  if (!settings_.prompt.empty()) return prompt_from_file(settings_, engine_.width());
   std::vector<int32_t> ids, chosen;
   engine_.tokenizer->encode(settings_.init, ids);
   const int64_t K = settings_.prompt_rows;
   for (int64_t k = 0; k < K && settings_.init.empty(); ++k)
-    ids.push_back(random_bits(settings_.seed, prompt_stream, k) % engine_.model->vocabulary);
+    ids.push_back((k + 1) % engine_.model->vocabulary);
   const int64_t n = std::ssize(ids);
   for (int64_t k = 0; k < K; ++k)
     chosen.push_back(settings_.placement == "prefix" ? ids[k % n] : ids[n - 1 - (K - 1 - k) % n]);
@@ -159,7 +163,7 @@ std::vector<float> Trainer::start_prompt() const {
 void Trainer::start() {
   const double work = engine_.flops;
   state = {};
-  state.prompt = state.best = start_prompt();
+  state.start = state.prompt = state.best = start_prompt();
   state.m.resize(state.prompt.size());
   state.v.resize(state.prompt.size());
   if (settings_.centre) {
@@ -251,11 +255,9 @@ double Trainer::step(std::vector<float>& gradient) {
 
 void Trainer::checkpoint() {
   TensorFile f;
-  f.tensors = {{"prompt", engine_.view(state.prompt)},
-               {"m", engine_.view(state.m)},
-               {"v", engine_.view(state.v)},
-               {"best", engine_.view(state.best)},
-               {"mean", engine_.view(state.mean)}};
+  f.tensors = {{"start", engine_.view(state.start)}, {"prompt", engine_.view(state.prompt)},
+               {"m", engine_.view(state.m)},         {"v", engine_.view(state.v)},
+               {"best", engine_.view(state.best)},   {"mean", engine_.view(state.mean)}};
   f.metadata = identity(engine_, task_);
   for (const auto& [name, number] : state.numbers())
     f.metadata[name] = std::visit([](auto* x) { return format("%.17g", static_cast<double>(*x)); }, number);
@@ -273,8 +275,8 @@ bool Trainer::resume() {
     return std::vector<float>(x, x + v.rows * v.cols);
   };
   const int64_t K = settings_.prompt_rows;
-  state.prompt = read("prompt", K), state.m = read("m", K), state.v = read("v", K),
-  state.best = read("best", K);
+  state.start = read("start", K), state.prompt = read("prompt", K), state.m = read("m", K),
+  state.v = read("v", K), state.best = read("best", K);
   state.mean = read("mean", settings_.centre ? 1 : 0);
   for (const auto& [name, number] : state.numbers()) {
     const double value = f.number(name);

@@ -16,8 +16,8 @@ struct TrainState {
   int64_t step = 0, best_step = 0;  // steps done; step of the best prompt
   int64_t stale = 0, finished = 0;  // validations since the best one; 1: stopped early
   double best_score = 0, start_score = 0, flops = 0;
-  std::vector<float> prompt, m, v, best;  // [K,d]
-  std::vector<float> mean;                // [d], subtracted from embeddings; or empty
+  std::vector<float> start, prompt, m, v, best;  // [K,d]
+  std::vector<float> mean;                       // [d], subtracted from embeddings; or empty
 
   using Number = std::variant<int64_t*, double*>;
   std::vector<std::pair<const char*, Number>> numbers();
@@ -36,6 +36,9 @@ constexpr size_t validation_limit = 1500;  // labels ranked against during train
 constexpr int64_t depth = 100;
 Metrics measure(const Task&, const Side&, const Ranked& lists, bool drop);
 double objective(const Metrics&);  // R@10: decides between variants, on validation
+
+// The rows of --prompt; throws Error(usage) unless they fit the settings.
+std::vector<float> prompt_from_file(const Settings& settings, int64_t width);
 
 class Trainer {
  public:

@@ -12,7 +12,14 @@ enum class Exit { usage = 2, input = 3, machine = 4 };
 
 struct Error : std::runtime_error {
   Exit code;
-  Error(Exit c, const std::string& sentence) : std::runtime_error(sentence), code(c) {}
+  Error(Exit c, const std::string& sentence) : std::runtime_error(one_line(sentence)), code(c) {}
+
+ private:
+  static std::string one_line(std::string s) {  // names from files may hold control characters
+    for (char& byte : s)
+      if (static_cast<unsigned char>(byte) < 0x20 || byte == 0x7f) byte = '?';
+    return s;
+  }
 };
 
 inline std::string vformat(const char* format, va_list arguments) {

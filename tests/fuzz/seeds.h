@@ -25,7 +25,7 @@ inline std::string gguf_seed(bool sentence_piece) {
     for (int b = 0; b < 256; ++b) tokens.push_back(format("<0x%02X>", b));
     std::vector<int32_t> kinds = {2, 3, 1, 1, 1, 1, 5};
     kinds.resize(tokens.size(), 6);
-    while (tokens.size() < 272) tokens.push_back("t" + std::to_string(tokens.size())), kinds.push_back(4);
+    while (tokens.size() < 272) tokens.push_back("t" + std::to_string(tokens.size())), kinds.push_back(1);
     for (const char* key : {"tokens", "token_type", "merges", "pre"}) w.remove(std::string("tokenizer.ggml.") + key);
     w.entry("tokenizer.ggml.model").value = testing_gguf::raw_text("llama");
     w.texts("tokenizer.ggml.tokens", tokens), w.integers("tokenizer.ggml.token_type", kinds);
@@ -79,7 +79,7 @@ inline std::vector<std::string> seeds(const std::string& target) {
     for (int b = 0; b < 256; ++b) bytes += format("\"<0x%02X>\": %d, ", b, b + 5);
     return {written("t/tokenizer.json"),
             R"({"pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false},
-                "added_tokens": [{"id": 0, "content": "<unk>"}], "model": {"type": "BPE", "vocab": {)" + bytes +
+                "added_tokens": [{"id": 0, "content": "<unk>"}], "model": {"type": "BPE", "byte_fallback": true, "vocab": {)" + bytes +
                 R"("<unk>": 0, "a": 1, "b": 2, "ab": 3, "▁": 4}, "merges": ["a b"]}})"};
   }
   if (target == "sentencepiece") {

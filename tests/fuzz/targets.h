@@ -39,13 +39,18 @@ inline std::vector<std::string> parts_of(std::string_view bytes) {
 }
 
 // A folder in memory, emptied for every input.
-inline std::string folder() {
-  static const std::string path = [] {
-    std::string name = fs::exists("/dev/shm") ? "/dev/shm/quest-fuzz-XXXXXX" : "/tmp/quest-fuzz-XXXXXX";
-    if (!mkdtemp(name.data())) fail(Exit::machine, "mkdtemp failed");
-    return name;
-  }();
-  return path;
+inline const std::string& folder() {
+  static const struct Folder {
+    std::string path = fs::exists("/dev/shm") ? "/dev/shm/quest-fuzz-XXXXXX" : "/tmp/quest-fuzz-XXXXXX";
+    Folder() {
+      if (!mkdtemp(path.data())) fail(Exit::machine, "mkdtemp failed");
+    }
+    ~Folder() {
+      std::error_code ignored;
+      fs::remove_all(path, ignored);
+    }
+  } made;
+  return made.path;
 }
 
 // Plain writes: nothing needs to be synced.
@@ -103,6 +108,9 @@ inline const std::map<std::string, Target>& targets() {
          const auto m = load_model(path);
          for (const View* w : {&m->embedding, &m->layer[0].q, &m->layer[0].down}) decoded(*w);
          encode_something(Tokenizer(read_vocabulary(path)));
+         fs::create_directories(folder() + "/copy");
+         copy_tokenizer(path, folder() + "/copy");
+         encode_something(Tokenizer(read_vocabulary(folder() + "/copy")));
        }},
       {"safetensors",
        [](std::string_view b) {

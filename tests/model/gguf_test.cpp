@@ -442,7 +442,7 @@ TEST_F(GgufTest, ScaledRope) {
   const auto m = load(w.bytes());
   for (int j = 1; j < 8; ++j) EXPECT_NEAR(frequency(*m, j), std::pow(1e4, -j / 8.0) / (1 + j), 1e-7) << j;
   w.tensors.back().data.replace(8, 4, raw(0.0f));
-  expect_refused(w, {"rope_freqs.weight", "above 0"});
+  expect_refused(w, {"rope_freqs.weight", "at least 1e-6"});
   w.tensors.back() = {"rope_freqs.weight", 0, {16}, std::string(64, '\0')};
   expect_refused(w, {"rope_freqs.weight", "8 x 1", "16 x 1"});
 }

@@ -464,7 +464,7 @@ TEST_F(TokenizerTest, JsonOfByteLevelVocabularies) {
 }
 
 TEST_F(TokenizerTest, JsonOfSentencePiece) {
-  std::string model = R"(, "byte_fallback": false, "vocab": {"<unk>": 0, "a": 1, "b": 2, "ab": 3, "▁": 4, "▁a": 5},
+  std::string model = R"(, "byte_fallback": true, "vocab": {"<unk>": 0, "a": 1, "b": 2, "ab": 3, "▁": 4, "▁a": 5},
       "merges": ["a b", "▁ a"])", added = R"(, "added_tokens": [{"id": 0, "content": "<unk>", "special": true}])";
   const std::string legacy = R"(, "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"},
       {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]})";

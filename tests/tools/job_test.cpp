@@ -336,6 +336,10 @@ TEST_F(Job, PresetsAreWrittenDown) {
                            "\"constant\": true", "\"query-text\": \"The title of the product is {title}. Its"})
     EXPECT_TRUE(config.find(part) != config.npos) << part << " in " << config;
   EXPECT_EQ(quest({"predict", "--run", "runs/preset", "some text"}).status, 0);
+  ASSERT_EQ(train("flag", {"--steps", "2", "--preset", "paper", "--unmasked=false"}).status, 0);
+  EXPECT_TRUE(read_file(in("flag", "config.json")).find("\"unmasked\": false") != std::string::npos);
+  EXPECT_EQ(resume("preset", {"--preset", "paper"}).status, 0);  // the same: no contradiction
+  expect_refusal(resume("preset", {"--rate", "0.5"}), 2, {"--rate"});
 }
 
 // -- interrupted
@@ -544,6 +548,8 @@ TEST_F(Job, UsageErrorsExitWithTwo) {
   expect_refusal(train("wrong", {"--length", "63"}), 2, {"--length", "64 positions"});
   expect_refusal(train("wrong", {"--init", "\xff"}), 2, {"--init", "UTF-8"});
   expect_refusal(train("wrong", {"word"}), 2, {"argument"});
+  expect_refusal(train("wrong", {"--query-text", "no place"}), 2, {"--query-text", "{title}"});
+  expect_refusal(quest({"quantize", "--to", "int8", "--out", "q"}), 2, {"--to", "int8"});
   expect_refusal(train("base", {}), 2, {"runs/base", "exists", "--resume"});
   expect_refusal(train("wrong", {"--kernels", "sse2"}), 2, {"sse2"});
   EXPECT_FALSE(exists(path("runs/wrong")));
@@ -739,6 +745,16 @@ TEST_F(Job, EmbedAndBring) {
   expect_refusal(quest({"eval", "--data", "data", "--bring", "queries", "labels.npy"}), 3, {".npy file"});
   expect_refusal(quest({"embed", "--run", "runs/base"}), 2, {"--out"});
   expect_refusal(quest({"embed", "--run", "runs/base", "--prompt", "x", "--out", "y"}), 2, {"--prompt with --run"});
+  expect_refusal(quest(bring + Words{"--out", "lists"}), 2, {"belong to a run"});
+  expect_refusal(quest({"eval", "--run", "runs/base", "--data", "data"}), 2, {"belong to a run"});
+  // What is given beside --run counts; labels read as the run's labels do.
+  for (const Words& more : {Words{"--length", "2"}, {"--query-text", "about {title}"}, {"--precision", "f32"}}) {
+    ASSERT_EQ(quest(Words{"embed", "--run", "runs/base", "--out", "other.npy"} + more, {}, path("queries")).status, 0);
+    EXPECT_NE(read_file(path("other.npy")), read_file(path("queries.npy"))) << more[0];
+  }
+  ASSERT_EQ(quest({"embed", "--run", "runs/base", "--label", "--query-text", "x {title}", "--out", "other.npy"}, {},
+                  path("labels")).status, 0);
+  EXPECT_EQ(read_file(path("other.npy")), read_file(path("labels.npy")));
 }
 
 TEST_F(Job, PromptsForPeftAndBack) {
@@ -763,10 +779,12 @@ TEST_F(Job, PromptsForPeftAndBack) {
   std::vector<float> other(2 * 64);
   for (size_t i = 0; i < other.size(); ++i) other[i] = static_cast<float>(random_uniform(9, 0, i) - 0.5);
   const View rows{other.data(), Type::f32, 2, 64, 64}, none{other.data(), Type::f32, 0, 64, 64};
-  write_tensors(path("other"), {{{"prompt", rows}, {"mean", none}}, {{"placement", "prefix"}, {"pooling", "last"}}, {}});
-  ASSERT_EQ(train("further", steps + Words{"--prompt", "other"}).status, 0);
+  write_tensors(path("other.safetensors"), {{{"prompt", rows}, {"mean", none}}, {{"placement", "prefix"}, {"pooling", "last"}}, {}});
+  ASSERT_EQ(train("further", steps + Words{"--prompt", "other.safetensors"}).status, 0);
   EXPECT_NE(read_file(in("further", "metrics.jsonl")), read_file(in("prefix", "metrics.jsonl")));
   expect_refusal(train("no", {"--steps", "3", "--prompt", "peft"}), 2, {"--prompt peft", "placement suffix", "prefix"});
+  expect_refusal(train("no", {"--steps", "3", "--prompt", "absent"}), 3, {"absent"});
+  EXPECT_FALSE(exists(path("runs/no")));
   expect_refusal(train("no2", steps + Words{"--prompt", "peft", "-K", "3"}), 2, {"expected 3 rows", "found 2"});
   const auto damaged = [&](const std::string& part, const std::string& by, const Words& parts) {
     std::string text = config;

@@ -146,7 +146,7 @@ TEST(Options, RefusesWithOneSentence) {
       {{"--sampler", "papers"}, "one of minhash|paper|uniform"},
       {{"--sampler", "paper|uniform"}, "one of"},
       {{"--sampler", ""}, "one of"},
-      {{"--json=yes"}, "--json takes no value"},
+      {{"--json=yes"}, "--json: expected true or false"},
       {{"--stepz", "3"}, "--stepz is no option of quest train"},
       {{"--smapler=paper"}, "--smapler=paper is no option"},
       {{"--s", "3"}, "short for several"},

@@ -40,6 +40,7 @@ TEST(Task, TextsByTheirPattern) {
   EXPECT_EQ(join_text("A", "b", paper.label_text), "A");
   EXPECT_EQ(join_text("A", "", authors.query_text, true), "The title is A. The content is ");
   EXPECT_EQ(join_text("A", "b", "no place. {title}{content}!"), "no place. Ab!");
+  EXPECT_EQ(join_text("A", "", "{title}: {content}"), "A: ");  // one of its places is filled
 }
 
 // The table of the README and of the paper, section 4.1.
