@@ -9,9 +9,8 @@
 
 namespace quest {
 
-// The number of the first block (of one value, in plain types) with NaN or infinity in it; -1 when there is
-// none. Looks at the exponents of the block's 16-bit floats: its value, or scale and least value, or the
-// upper half of an fp32.
+// Looks at the exponents of a block's 16-bit floats: its value, or scale and least value, or the upper half
+// of an fp32.
 int64_t first_not_finite(Type type, const std::byte* data, int64_t bytes) {
   const bool least = type == Type::q4_1 || type == Type::q5_1 || type == Type::q4_k || type == Type::q5_k;
   const int64_t first = type == Type::f32 ? 2 : type == Type::q6_k ? 208 : 0, end = first + (least ? 4 : 2);
@@ -48,14 +47,13 @@ void fill_turns(Model& m, const std::vector<float>& frequencies) {
 
 // Every linear layer becomes NF4, quantised from its decoded values.
 static void quantize_linear_layers(Model& m) {
-  for (Layer& l : m.layer)
-    for (View* w : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down}) {
-      if (w->type == Type::nf4) continue;  // it is already
-      const std::vector<float> values = decoded(*w);
-      m.quantized.push_back(quantize_nf4(values.data(), std::ssize(values)));
-      m.nf4.push_back(m.quantized.back().view());
-      *w = {&m.nf4.back(), Type::nf4, w->rows, w->cols, w->cols};
-    }
+  each_weight(m, [&](View& w, int64_t layer, auto, auto, int64_t rows, int64_t cols) {
+    if (layer < 0 || rows == 1 || w.type == Type::nf4) return;
+    const std::vector<float> values = decoded(w);
+    m.quantized.push_back(quantize_nf4(values.data(), std::ssize(values)));
+    m.nf4.push_back(m.quantized.back().view());
+    w = {&m.nf4.back(), Type::nf4, rows, cols, cols};
+  });
 }
 
 std::vector<float> decoded(const View& w) {

@@ -17,7 +17,7 @@ constexpr int64_t position_limit = 8192;  // rows of the table of turns
 
 // What the same size is called by llama.cpp and by Hugging Face.
 struct Keys {
-  const char *architecture, *layers, *width, *mlp, *positions, *heads, *kv_heads, *head, *eps, *rope_base;
+  const char *architecture, *layers, *width, *mlp, *positions, *heads, *kv_heads, *head, *eps;
 };
 
 // Numbers of the metadata (a Gguf or a Config) within their bounds.
@@ -40,6 +40,8 @@ struct Sizes {
   void fill(Model& m, const Keys& k) const {
     require(from.text(k.architecture) == "llama", k.architecture, "llama", from.text(k.architecture));
     m.layers = size(k.layers);
+    require(m.layers <= 4096, k.layers, "at most 4096 layers", m.layers);
+    m.layer.resize(m.layers);
     m.width = size(k.width);
     m.mlp = size(k.mlp);
     m.max_positions = std::min(size(k.positions), position_limit);
@@ -63,20 +65,24 @@ void fill_turns(Model& m, const std::vector<float>& frequencies);
 // none.
 int64_t first_not_finite(Type type, const std::byte* data, int64_t bytes);
 
-// take(layer or -1, llama.cpp's name, Hugging Face's name, rows, cols): a tensor, with .weight behind its
-// name.
-void take_weights(Model& m, auto&& take) {
+// f(weight, layer or -1, llama.cpp's name, Hugging Face's name, rows, cols): every tensor of a llama, with
+// .weight behind its name. A norm has one row.
+void each_weight(auto& m, auto&& f) {
   const int64_t d = m.width, q = m.q_width(), kv = m.kv_width() / 2;
-  m.embedding = take(-1, "token_embd", "embed_tokens", m.vocabulary, d);
-  m.final_norm = take(-1, "output_norm", "norm", 1, d);
-  for (int64_t l = 0; l < m.layers; ++l)
-    m.layer.push_back(
-        {take(l, "attn_norm", "input_layernorm", 1, d), take(l, "attn_q", "self_attn.q_proj", q, d),
-         take(l, "attn_k", "self_attn.k_proj", kv, d), take(l, "attn_v", "self_attn.v_proj", kv, d),
-         take(l, "attn_output", "self_attn.o_proj", d, q),
-         take(l, "ffn_norm", "post_attention_layernorm", 1, d),
-         take(l, "ffn_gate", "mlp.gate_proj", m.mlp, d), take(l, "ffn_up", "mlp.up_proj", m.mlp, d),
-         take(l, "ffn_down", "mlp.down_proj", d, m.mlp)});
+  f(m.embedding, -1, "token_embd", "embed_tokens", m.vocabulary, d);
+  f(m.final_norm, -1, "output_norm", "norm", 1, d);
+  for (int64_t l = 0; l < m.layers; ++l) {
+    auto& w = m.layer[l];
+    f(w.attention_norm, l, "attn_norm", "input_layernorm", 1, d);
+    f(w.q, l, "attn_q", "self_attn.q_proj", q, d);
+    f(w.k, l, "attn_k", "self_attn.k_proj", kv, d);
+    f(w.v, l, "attn_v", "self_attn.v_proj", kv, d);
+    f(w.o, l, "attn_output", "self_attn.o_proj", d, q);
+    f(w.mlp_norm, l, "ffn_norm", "post_attention_layernorm", 1, d);
+    f(w.gate, l, "ffn_gate", "mlp.gate_proj", m.mlp, d);
+    f(w.up, l, "ffn_up", "mlp.up_proj", m.mlp, d);
+    f(w.down, l, "ffn_down", "mlp.down_proj", d, m.mlp);
+  }
 }
 
 void read_gguf(const Gguf& gguf, Model& m);

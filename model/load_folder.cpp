@@ -20,8 +20,7 @@ constexpr Keys hugging_face_keys{"model_type",
                                  "num_attention_heads",
                                  "num_key_value_heads",
                                  "head_dim",
-                                 "rms_norm_eps",
-                                 "rope_theta"};
+                                 "rms_norm_eps"};
 
 const char* const nf4_state = ".quant_state.bitsandbytes__nf4";
 
@@ -164,9 +163,12 @@ void read_folder(const std::string& folder, Model& m) {
     fail(Exit::input, "%s: tensor '%s': expected %s, found %s; fetch the model again, or pass another",
          tensors.at(name).second->file.path().c_str(), name.c_str(), expected.c_str(), what.c_str());
   };
-  take_weights(m, [&](int64_t l, const char*, const char* part, int64_t rows, int64_t cols) -> View {
+  each_weight(m, [&](View& w, int64_t l, auto, const char* part, int64_t rows, int64_t cols) {
     const std::string name = prefix + (l < 0 ? "" : format("layers.%ld.", l)) + part + ".weight";
-    if (rows != 1 && tensors.count(name + nf4_state)) return read_nf4(m, name, rows, cols, find, refuse);
+    if (rows != 1 && tensors.count(name + nf4_state)) {
+      w = read_nf4(m, name, rows, cols, find, refuse);
+      return;
+    }
     const Tensor& t = find(name);
     const bool norm = rows == 1;
     if (t.shape != (norm ? std::vector{cols} : std::vector{rows, cols})) {
@@ -174,14 +176,14 @@ void read_folder(const std::string& folder, Model& m) {
       for (const int64_t n : t.shape) shape += (shape.empty() ? "" : " x ") + std::to_string(n);
       refuse(name, norm ? std::to_string(cols) : format("%ld x %ld (by config.json)", rows, cols), shape);
     }
-    if (t.type != "F32" && t.type != "F16" && t.type != "BF16") refuse(name, "type F32, F16 or BF16", t.type);
-    const Type type = t.type == "F32" ? Type::f32 : t.type == "F16" ? Type::f16 : Type::bf16;
-    if (const int64_t bad = first_not_finite(type, t.data, t.bytes); bad >= 0)
+    const auto type = plain_type(t.type);
+    if (!type) refuse(name, "type F32, F16 or BF16", t.type);
+    if (const int64_t bad = first_not_finite(*type, t.data, t.bytes); bad >= 0)
       refuse(name, "finite numbers", format("NaN or infinity in value %ld", bad));
-    const View w{const_cast<std::byte*>(t.data), type, rows, cols, cols};
-    if (!norm) return w;
+    w = {const_cast<std::byte*>(t.data), *type, rows, cols, cols};
+    if (!norm) return;
     m.numbers.push_back(decoded(w));
-    return {m.numbers.back().data(), Type::f32, 1, cols, cols};
+    w = {m.numbers.back().data(), Type::f32, 1, cols, cols};
   });
   for (const auto& [name, from] : tensors)
     if (!used.count(name) && name != "lm_head.weight" && !name.ends_with("rotary_emb.inv_freq"))

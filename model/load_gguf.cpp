@@ -9,8 +9,8 @@ namespace quest {
 static constexpr Keys gguf_keys{
     "general.architecture",          "llama.block_count",          "llama.embedding_length",
     "llama.feed_forward_length",     "llama.context_length",       "llama.attention.head_count",
-    "llama.attention.head_count_kv", "llama.attention.key_length", "llama.attention.layer_norm_rms_epsilon",
-    "llama.rope.freq_base"};
+    "llama.attention.head_count_kv", "llama.attention.key_length", "llama.attention.layer_norm_rms_epsilon"};
+
 void read_gguf(const Gguf& gguf, Model& m) {
   const Sizes<Gguf> sizes{gguf};
   sizes.fill(m, gguf_keys);
@@ -38,8 +38,8 @@ void read_gguf(const Gguf& gguf, Model& m) {
   };
   const Gguf::Tensor* embedding = gguf.find("token_embd.weight");
   m.vocabulary = gguf.integer("llama.vocab_size", embedding ? embedding->ne[1] : 0);
-  take_weights(m, [&](int64_t l, const char* name, const char*, int64_t rows, int64_t cols) {
-    return find((l < 0 ? "" : format("blk.%ld.", l)) + name + ".weight", rows, cols);
+  each_weight(m, [&](View& w, int64_t l, const char* name, auto, int64_t rows, int64_t cols) {
+    w = find((l < 0 ? "" : format("blk.%ld.", l)) + name + ".weight", rows, cols);
   });
   const char* tokens = "tokenizer.ggml.tokens";
   if (const int64_t count = gguf.has(tokens) ? gguf.texts(tokens).size() : 0; count && count != m.vocabulary)

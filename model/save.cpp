@@ -4,7 +4,7 @@
 #include <deque>
 
 #include "kernels/base/json.h"
-#include "model/config.h"
+#include "model/load.h"
 
 namespace quest {
 
@@ -48,15 +48,13 @@ void save_nf4(const Model& m, const std::string& folder) {
     for (const int64_t n : shape) count *= n;
     out.tensors.emplace(name, Tensor("F32", std::move(shape), data, 4 * count));
   };
-  const auto plain = [&](const std::string& name, const View& w) {
-    const std::vector<int64_t> shape = w.rows == 1 ? std::vector{w.cols} : std::vector{w.rows, w.cols};
-    if (w.type == Type::f16 || w.type == Type::bf16) {
-      out.tensors.emplace(name,
-                          Tensor(w.type == Type::f16 ? "F16" : "BF16", shape, w.data, 2 * w.rows * w.cols));
-    } else {
+  const auto plain = [&](const std::string& name, View w) {
+    if (w.type != Type::f16 && w.type != Type::bf16) {
       numbers.push_back(decoded(w));
-      f32(name, shape, numbers.back().data());
+      w = {numbers.back().data(), Type::f32, w.rows, w.cols, w.cols};
     }
+    const auto at = out.tensors.emplace(name, w).first;
+    if (w.rows == 1) at->second.shape = {w.cols};
   };
   const auto linear = [&](const std::string& name, const View& w, bool turned) {
     std::vector<float> values = decoded(w);
@@ -78,18 +76,13 @@ void save_nf4(const Model& m, const std::string& folder) {
     f32(name + ".nested_absmax", {std::ssize(q.nested)}, q.nested.data());
     f32(name + ".nested_quant_map", {256}, nf4_scale_map().data());
   };
-  plain("model.embed_tokens.weight", m.embedding);
-  plain("model.norm.weight", m.final_norm);
-  for (int64_t l = 0; l < m.layers; ++l) {
-    const Layer& w = m.layer[l];
-    const std::string at = format("model.layers.%ld.", l);
-    plain(at + "input_layernorm.weight", w.attention_norm);
-    plain(at + "post_attention_layernorm.weight", w.mlp_norm);
-    linear(at + "self_attn.q_proj.weight", w.q, true), linear(at + "self_attn.k_proj.weight", w.k, true);
-    linear(at + "self_attn.v_proj.weight", w.v, false), linear(at + "self_attn.o_proj.weight", w.o, false);
-    linear(at + "mlp.gate_proj.weight", w.gate, false), linear(at + "mlp.up_proj.weight", w.up, false);
-    linear(at + "mlp.down_proj.weight", w.down, false);
-  }
+  each_weight(m, [&](const View& w, int64_t l, auto, const std::string& part, int64_t rows, auto) {
+    const std::string name = (l < 0 ? "model." : format("model.layers.%ld.", l)) + part + ".weight";
+    if (l < 0 || rows == 1)
+      plain(name, w);
+    else
+      linear(name, w, part == "self_attn.q_proj" || part == "self_attn.k_proj");
+  });
   out.metadata["format"] = "pt";
   write_tensors(folder + "/model.safetensors", out);
   write_file(folder + "/config.json", config_json(m));

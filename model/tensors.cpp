@@ -52,7 +52,22 @@ Tensor read_entry(const MappedFile& file, std::string_view name, simdjson::dom::
   return {std::string(type), shape, data.data() + begin, bytes};
 }
 
+constexpr std::pair<std::string_view, Type> plain_types[] = {
+    {"F32", Type::f32}, {"F16", Type::f16}, {"BF16", Type::bf16}};
+
 }  // namespace
+
+std::optional<Type> plain_type(std::string_view name) {
+  for (const auto& [known, type] : plain_types)
+    if (known == name) return type;
+  return {};
+}
+
+Tensor::Tensor(const View& v)
+    : Tensor("", {v.rows, v.cols}, v.data, v.rows * v.cols * format_of(v.type).bytes) {
+  for (const auto& [name, known] : plain_types)
+    if (known == v.type) type = name;
+}
 
 View TensorFile::matrix(const std::string& name, int64_t rows, int64_t cols) const {
   const auto found = tensors.find(name);
@@ -60,6 +75,7 @@ View TensorFile::matrix(const std::string& name, int64_t rows, int64_t cols) con
   const Tensor& t = found->second;
   if (t.type != "F32" || t.shape.size() != 2 || reinterpret_cast<uintptr_t>(t.data) % 4)
     damaged(file, format("tensor '%s' that is no aligned F32 matrix", name.c_str()));
+  if (rows < 0) rows = t.shape[0];
   if (t.shape[0] != rows || t.shape[1] != cols)
     fail(Exit::input,
          "%s: expected tensor '%s' of %ld x %ld, found %ld x %ld; it belongs to another model or run",
@@ -68,6 +84,12 @@ View TensorFile::matrix(const std::string& name, int64_t rows, int64_t cols) con
   if (!std::all_of(numbers, numbers + rows * cols, [](float x) { return std::isfinite(x); }))
     damaged(file, format("tensor '%s' with a number that is not finite", name.c_str()));
   return {numbers, Type::f32, rows, cols, cols};
+}
+
+std::vector<float> TensorFile::numbers(const std::string& name, int64_t rows, int64_t cols) const {
+  const View v = matrix(name, rows, cols);
+  const auto* x = static_cast<const float*>(v.data);
+  return {x, x + v.rows * v.cols};
 }
 
 const std::string& TensorFile::text(const std::string& name) const {

@@ -2,6 +2,7 @@
 // and prompts in it; here prompts, checkpoints and label embeddings too.
 #pragma once
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,17 +19,20 @@ struct Tensor {
 
   Tensor(std::string t, std::vector<int64_t> s, const void* at, int64_t n)
       : type(std::move(t)), shape(std::move(s)), data(static_cast<const std::byte*>(at)), bytes(n) {}
-  Tensor(const View& v)
-      : Tensor("F32", {v.rows, v.cols}, v.data, 4 * v.rows * v.cols) {}  // f32, stride == cols
+  Tensor(const View& v);  // of a plain type, stride == cols
 };
+
+// The plain type that Hugging Face calls F32, F16 or BF16; nothing for other names.
+std::optional<Type> plain_type(std::string_view name);
 
 struct TensorFile {
   std::map<std::string, Tensor> tensors;
   std::map<std::string, std::string> metadata;
   MappedFile file;  // what the tensors of a file that was read point into
 
-  // The tensor of that name and shape: F32, and finite numbers; throws Error(input) otherwise.
+  // The tensor of that name and shape: F32, and finite numbers; throws Error(input) otherwise. rows -1: any.
   View matrix(const std::string& name, int64_t rows, int64_t cols) const;
+  std::vector<float> numbers(const std::string& name, int64_t rows, int64_t cols) const;  // a copy
   const std::string& text(const std::string& name) const;  // metadata; throws Error(input) when missing
   double number(const std::string& name) const;            // metadata that is a finite number
   // Throws Error(input) unless the metadata has this value; advice: what to do then.

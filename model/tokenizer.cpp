@@ -284,8 +284,9 @@ void Tokenizer::encode_piece(std::string_view piece, std::vector<int32_t>& ids) 
         push_bytes(piece.substr(i, next - i), at);
     }
   } else {
-    const auto whole = symbols_.find(std::string(piece));
-    if (whole != symbols_.end()) return ids.push_back(whole->second);
+    if (!symbols_.empty())  // most vocabularies have none: no copy of the piece then
+      if (const auto whole = symbols_.find(std::string(piece)); whole != symbols_.end())
+        return ids.push_back(whole->second);
     for (const unsigned char c : piece)
       if (byte_ids_[c] >= 0) at.push_back(byte_ids_[c]);
   }

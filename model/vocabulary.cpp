@@ -375,7 +375,8 @@ Vocabulary read_vocabulary(const std::string& path) {
 }
 
 void copy_tokenizer(const std::string& path, const std::string& folder) {
-  if (!std::filesystem::is_directory(path)) {
+  std::error_code ignored;
+  if (!std::filesystem::is_directory(path, ignored)) {
     const Vocabulary v = read_vocabulary(path);
     const Tokenizer checked(v);  // refuses what does not fit together
     if (v.pattern == Pattern::sentence_piece)

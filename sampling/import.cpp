@@ -155,7 +155,7 @@ class Lines {
   int64_t position_ = 0;
 };
 
-// Calls read(line, number) for every line; what it throws as BadLine is counted, and f(bad) called.
+// Calls read(line, number) for every line; what it throws as BadLine is counted, and when_bad() called.
 void each_good_line(const std::string& path, Import& import, auto&& read, auto&& when_bad) {
   Lines lines(path);
   while (lines.next()) {

@@ -14,5 +14,6 @@ Command info_command();
 Command quantize_command();
 Command embed_command();
 Command export_command();
+Command reproduce_command();
 
 }  // namespace quest

@@ -1,10 +1,8 @@
 // quest embed: texts to unit vectors in a .npy file. quest export: a run's prompt for PEFT.
 #include <cstdio>
-#include <iostream>
 #include <memory>
 
 #include "index/npy.h"
-#include "kernels/base/words.h"
 #include "model/tensors.h"
 #include "tools/commands.h"
 #include "tools/run.h"
@@ -21,7 +19,7 @@ struct EmbedOptions {
   bool label = false;
 };
 
-int embed(const EmbedOptions& o, std::vector<std::string> texts) {
+int embed(const EmbedOptions& o, const std::vector<std::string>& arguments) {
   if (o.out.empty()) fail(Exit::usage, "--out: expected a file to write, found none; give --out FILE.npy");
   if (!o.run.empty() && !o.prompt.empty())
     fail(Exit::usage, "--prompt with --run: the run has its prompt already; leave one of them out");
@@ -39,14 +37,10 @@ int embed(const EmbedOptions& o, std::vector<std::string> texts) {
   if (!prompt.pooling.empty()) s.pooling = prompt.pooling;
   Encoder encoder = engine.encoder(s, engine.view(prompt.rows));
   if (path.empty()) encoder.placement = Placement::none, encoder.prompt = {};
-  const bool lines = texts.empty();
-  for (std::string line; lines && std::getline(std::cin, line);) texts.push_back(line);
   Corpus corpus;
   std::vector<int32_t> numbers;
-  for (size_t i = 0; i < texts.size(); ++i) {
-    if (!valid_utf8(texts[i]))
-      fail(Exit::input, "text %zu: expected UTF-8, found other bytes; convert it first", i + 1);
-    const std::string text = join_text(texts[i], "", o.label ? s.label_text : s.query_text, s.keep_empty);
+  for (const std::string& title : read_texts(arguments)) {
+    const std::string text = join_text(title, "", o.label ? s.label_text : s.query_text, s.keep_empty);
     numbers.push_back(corpus.add(*engine.tokenizer, s.length, text));
   }
   std::vector<Text> list;

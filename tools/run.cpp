@@ -16,6 +16,15 @@
 
 namespace quest {
 
+std::vector<std::string> read_texts(std::vector<std::string> texts) {
+  const bool lines = texts.empty();
+  for (std::string line; lines && std::getline(std::cin, line);) texts.push_back(line);
+  for (size_t i = 0; i < texts.size(); ++i)
+    if (!valid_utf8(texts[i]))
+      fail(Exit::input, "text %zu: expected UTF-8, found other bytes; convert it first", i + 1);
+  return texts;
+}
+
 namespace {
 
 namespace fs = std::filesystem;
@@ -93,15 +102,10 @@ struct Run {
   }
 };
 
-int predict(const RunOptions& o, std::vector<std::string> texts) {
+int predict(const RunOptions& o, const std::vector<std::string>& arguments) {
   Run run(o);
-  const bool lines = texts.empty();
-  for (std::string line; lines && std::getline(std::cin, line);) texts.push_back(line);
-  for (size_t i = 0; i < texts.size(); ++i) {
-    if (!valid_utf8(texts[i]))
-      fail(Exit::input, "text %zu: expected UTF-8, found other bytes; convert it first", i + 1);
-    run.add(texts[i], "");
-  }
+  const std::vector<std::string> texts = read_texts(arguments);
+  for (const std::string& text : texts) run.add(text, "");
   if (texts.empty()) return 0;
   const Ranked lists = run.search(std::min(o.top, std::ssize(run.task.labels)));
   for (size_t i = 0; i < texts.size(); ++i) {
@@ -209,8 +213,7 @@ int info(const std::string& path) {
   } else if (std::error_code ignored; fs::is_directory(path, ignored) && !model_folder) {
     fail(Exit::input,
          "%s: expected a run (config.json), a dataset (meta.json) or a model (model.safetensors), found "
-         "none; give "
-         "another folder",
+         "none; give another folder",
          path.c_str());
   } else {
     const auto m = load_model(path);

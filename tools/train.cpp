@@ -72,6 +72,29 @@ Settings read_config(const std::string& folder) {
   return s;
 }
 
+RunFolder run_folder(Settings settings, const std::string& path) {
+  JsonWriter config;
+  config.object();
+  write_options(config, job_options(settings));
+  return {settings, path, config.end().text() + "\n"};
+}
+
+void require_same_job(const std::string& folder, Settings given) {
+  Settings settings = read_config(folder);
+  const std::vector<Option> was = job_options(settings), is = job_options(given);
+  constexpr std::string_view free = " data model kernels threads text-cache rows recompute ";
+  for (size_t i = 0; i < was.size(); ++i)
+    std::visit(
+        [&](auto* target) {
+          if (*target != *std::get<decltype(target)>(is[i].target) &&
+              free.find(" " + was[i].name + " ") == free.npos)
+            fail(Exit::usage,
+                 "--%s: expected the value of %s/config.json, found another; leave it out, or start anew",
+                 was[i].name.c_str(), folder.c_str());
+        },
+        was[i].target);
+}
+
 namespace {
 
 struct TrainOptions {
@@ -89,24 +112,6 @@ std::string new_run_folder() {
   return folder;
 }
 
-// What was given beside --resume may say where things lie and how the machine is used (the checkpoint knows
-// its model, dataset and kernels); it must not change the job.
-void require_same_job(const std::string& folder, Settings given) {
-  Settings settings = read_config(folder);
-  const std::vector<Option> was = job_options(settings), is = job_options(given);
-  constexpr std::string_view free = " data model kernels threads text-cache rows recompute ";
-  for (size_t i = 0; i < was.size(); ++i)
-    std::visit(
-        [&](auto* target) {
-          if (*target != *std::get<decltype(target)>(is[i].target) &&
-              free.find(" " + was[i].name + " ") == free.npos)
-            fail(Exit::usage,
-                 "--%s: expected the value of %s/config.json, found another; leave it out, or start anew",
-                 was[i].name.c_str(), folder.c_str());
-        },
-        was[i].target);
-}
-
 int train(TrainOptions& o) {
   const bool resumed = !o.resume.empty();
   if (resumed && !o.name.empty())
@@ -121,25 +126,19 @@ int train(TrainOptions& o) {
     if (o.settings.min_positives == 0) o.settings.min_positives = default_min_positives;
     if (o.settings.test_queries == 0) o.settings.test_queries = default_test_queries;
   }
-  JsonWriter config;
-  config.object();
-  write_options(config, job_options(o.settings));
   if (o.settings.model.empty()) default_model_path();  // fetched while Ctrl-C still ends pip
   Interrupt interrupt;
   fprintf(stderr, "run: %s\n", folder.c_str());
   if (o.settings.preset != "default")
     fprintf(stderr,
             "preset %s: batch %ld, %ld epochs, temperature %g and the start at the vocabulary's first rows "
-            "follow the "
-            "authors' code; the paper does not name them\n",
+            "follow the authors' code; the paper does not name them\n",
             o.settings.preset.c_str(), o.settings.batch, o.settings.epochs, o.settings.temperature);
-  std::string summary;
-  const std::string result = run_job(o.settings, folder, config.end().text() + "\n", interrupt, summary);
-  if (result.empty()) {
+  if (!run_jobs({run_folder(o.settings, folder)}, interrupt)) {
     fprintf(stderr, "stopped; go on with: quest train --resume %s\n", folder.c_str());
     return 130;
   }
-  printf("%s", o.json ? result.c_str() : summary.c_str());
+  printf("%s", read_file(folder + (o.json ? "/result.json" : "/summary.txt")).c_str());
   fprintf(stderr, "all results: %s/result.json; try: quest predict \"a text\"\n", folder.c_str());
   return 0;
 }

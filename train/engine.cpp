@@ -33,8 +33,7 @@ Engine::Engine(const Settings& s)
   if (tokenizer->size() > model->vocabulary)
     fail(Exit::input,
          "%s: expected a tokeniser of at most %ld tokens, as many as the embedding has rows, found %ld; pass "
-         "another "
-         "model",
+         "another model",
          model->path.c_str(), model->vocabulary, tokenizer->size());
   std::vector<int32_t> start;
   tokenizer->encode(s.init, start);

@@ -1,6 +1,7 @@
 #include "train/job.h"
 
 #include <algorithm>
+#include <deque>
 #include <filesystem>
 
 #include "index/exact.h"
@@ -11,10 +12,32 @@
 #include "kernels/base/progress.h"
 #include "model/fetch.h"
 #include "sampling/import.h"
+#include "train/prompt_file.h"
 
 namespace quest {
 
 namespace {
+
+// Seconds and TFLOP, phase by phase.
+class Phases {
+ public:
+  explicit Phases(const Engine& engine) : engine_(engine) {}
+  void begin() { start_ = now_seconds(), flops_ = engine_.flops; }
+  void end(const char* name) { end(name, engine_.flops - flops_); }
+  void end(const char* name, double flops) {
+    list.push_back({name, now_seconds() - start_, flops / 1e12});
+    begin();
+  }
+  struct Phase {
+    std::string name;
+    double seconds, tflop;
+  };
+  std::vector<Phase> list;
+
+ private:
+  const Engine& engine_;
+  double start_ = 0, flops_ = 0;
+};
 
 struct Scores {  // of a method on a side, without the queries' own labels and with them
   std::string name;
@@ -23,86 +46,62 @@ struct Scores {  // of a method on a side, without the queries' own labels and w
 
 class Job {
  public:
-  Job(const Settings& settings, const std::string& folder)
-      : settings_(settings), folder_(folder), task_(settings, open_job_data(settings)), engine_(settings) {
+  Job(const std::string& folder, Task& task, Engine& engine)
+      : settings_(task.settings), folder_(folder), task_(task), engine_(engine), phases_(engine) {
     if (exists(folder + checkpoint_name))  // fails now, not after the text pass
       require_identity(read_tensors(folder + checkpoint_name), engine_, task_);
-    else if (!settings.prompt.empty())
-      prompt_from_file(settings, engine_.width());
+    else if (!settings_.prompt.empty())
+      prompt_from_file(settings_, engine_.width());
   }
-  std::string run(const std::string& config, Interrupt&, std::string& summary);
+  void prepare(const std::string& config);
+  double work(double tokens_a_text) const;
+  bool run(const TextCache&, const Phases& shared, Interrupt&);
 
  private:
-  void announce();
   std::vector<Scores> baselines(const Side& training, const Side& to);
   void choose_tfidf();
-  void text_pass();
   std::vector<float> embed(Trainer&, const std::vector<float>& prompt, const std::vector<int32_t>& texts,
                            const char* label);
   Scores score(const std::string& name, const Side&, const std::vector<float>& queries,
                const std::vector<float>& labels);
-  void choose_untrained(Trainer&);
+  void choose_untrained(Trainer&, const TextCache&);
   void evaluate_trained(Trainer&);
   void build_index(const std::vector<float>& labels, const std::vector<float>& queries);
   std::string result(const TrainState&) const;
   std::string summary() const;
-  void end_phase(const char* name, double flops);
 
   const Settings& settings_;
   std::string folder_;
-  Task task_;
-  Engine engine_;
-  std::unique_ptr<TextCache> cache_;
-  struct Phase {
-    std::string name;
-    double seconds, tflop;
-  };
-  std::vector<Phase> phases_;
-  double phase_start_ = now_seconds(), phase_flops_ = 0;
-  std::vector<Scores> tfidf_;  // on the test queries
-  size_t tfidf_best_ = 0;
-  std::vector<std::pair<std::string, double>> untrained_choices_;  // the objective on validation
-  Scores untrained_, trained_;
+  Task& task_;
+  Engine& engine_;
+  Phases phases_;
+  std::vector<Scores> tfidf_, untrained_;  // on the test queries
+  size_t tfidf_best_ = 0, untrained_best_ = 0;
+  std::vector<double> untrained_objective_;  // on validation
+  Scores trained_;
   std::vector<std::pair<std::string, Interval>> gain_;
   double hnsw_recall_ = 0, hnsw_rate_ = 0;
 };
 
-void Job::end_phase(const char* name, double flops = -1) {
-  const double now = now_seconds();
-  phases_.push_back({name, now - phase_start_, (flops < 0 ? engine_.flops - phase_flops_ : flops) / 1e12});
-  phase_start_ = now, phase_flops_ = engine_.flops;
+void Job::prepare(const std::string& config) {
+  phases_.begin();
+  task_.draw_pairs(engine_.threads);
+  fprintf(stderr, "%s", describe(task_.report).c_str());
+  fprintf(stderr, "job %s: %zu labels, %zu test, %zu validation queries, %zu pairs, %ld steps\n",
+          settings_.job.c_str(), task_.labels.size(), task_.test.queries.size(),
+          task_.validation.queries.size(), task_.pairs.size(), task_.steps());
+  phases_.end("sample");
+  make_folders(folder_);  // bad input has failed by now, and leaves no folder
+  if (!exists(folder_ + "/config.json")) write_file(folder_ + "/config.json", config);
 }
 
-// What the job will cost, from its counts and one measured pass.
-void Job::announce() {
-  const double token = pass_flops(*engine_.model, 1, 1), texts = task_.corpus.size(),
-               tokens = task_.corpus.tokens();
-  const double rows =
-      settings_.placement == "suffix" ? settings_.prompt_rows : tokens / texts;  // a text's, later
+// Tokens that the job will run through the model, forward and backward, after the text pass, about.
+double Job::work(double tokens_a_text) const {
+  const double rows = settings_.placement == "suffix" ? settings_.prompt_rows : tokens_a_text;
   const double ranked = task_.labels.size() + task_.test.queries.size();
   const double checked = std::min(validation_limit, task_.labels.size()) + task_.validation.queries.size();
-  const double steps = task_.steps(),
-               work = token * (tokens + rows * (steps * 4 * settings_.batch + 2 * ranked +
-                                                checked * (2 + steps / settings_.validate_every)));
-  fprintf(stderr,
-          "job: %zu labels, %zu test, %zu validation queries, %zu pairs, %.0f distinct texts of %.1f tokens; "
-          "about %.0f TFLOP\n",
-          task_.labels.size(), task_.test.queries.size(), task_.validation.queries.size(), task_.pairs.size(),
-          texts, tokens / texts, work / 1e12);
-  std::vector<Text> some;
-  double measured = 0, seconds = 0;
-  for (int64_t i = 0; i < task_.corpus.size() && measured < 1000; measured += some.back().count)
-    some.push_back(task_.corpus.text(i++));
-  for (int i = 0; i < 2; ++i) {  // one pass to warm up, one to measure
-    Scratch scope(engine_.arena);
-    const double start = now_seconds();
-    embed_texts(engine_.encoder(), some.data(), std::ssize(some),
-                new_matrix(engine_.context, std::ssize(some), engine_.width(), Type::f32));
-    seconds = now_seconds() - start;
-  }
-  const double speed = measured * token / seconds;
-  fprintf(stderr, "speed: %.0f GFLOP/s with kernels %s, %d threads; expected time %s\n", speed / 1e9,
-          engine_.ops.path, engine_.threads.count(), human_seconds(work / speed).c_str());
+  const double steps = task_.steps();
+  return rows * (steps * 4 * settings_.batch + 2 * ranked + checked * (2 + steps / settings_.validate_every));
 }
 
 // The four TF-IDF rankings of a side, fitted on these training queries.
@@ -137,18 +136,7 @@ void Job::choose_tfidf() {
       if (objective(on_validation[i].filtered) > objective(on_validation[tfidf_best_].filtered))
         tfidf_best_ = i;
   }
-  end_phase("tfidf");
-}
-
-void Job::text_pass() {
-  const bool suffix = settings_.placement == "suffix";
-  const auto half = static_cast<int64_t>(available_memory() / 2);  // the other half is for everything else
-  cache_ =
-      std::make_unique<TextCache>(engine_, task_.corpus, suffix ? std::min(settings_.text_cache, half) : -1);
-  if (suffix)
-    fprintf(stderr, "text cache: %ld of %ld texts kept, %.2f GiB\n", cache_->kept, task_.corpus.size(),
-            cache_->bytes / 0x1p30);
-  end_phase("text_pass");
+  phases_.end("tfidf");
 }
 
 std::vector<float> Job::embed(Trainer& trainer, const std::vector<float>& prompt,
@@ -166,9 +154,9 @@ Scores Job::score(const std::string& name, const Side& side, const std::vector<f
   return {name, measure(task_, side, lists, true), measure(task_, side, lists, false)};
 }
 
-// The best on validation of: no prompt with the last token, no prompt with the mean, centred over the labels
-// (what is known before any query comes), the start prompt.
-void Job::choose_untrained(Trainer& trainer) {
+// No prompt with the last token, no prompt with the mean, centred over the labels (what is known before any
+// query comes), the start prompt; and which is the best on validation.
+void Job::choose_untrained(Trainer& trainer, const TextCache& cache) {
   const int64_t d = engine_.width();
   const auto rows = [&](const std::vector<float>& state, const std::vector<int32_t>& texts) {
     std::vector<float> out;
@@ -185,19 +173,18 @@ void Job::choose_untrained(Trainer& trainer) {
   const std::vector<float>& prompt = trainer.state.start;
   std::vector<float> labels;  // with the start prompt, once for both sides
   const auto variant = [&](size_t i, const Side& side) {
-    if (i == 0) return without("no prompt, last token", cache_->last, false, side);
-    if (i == 1) return without("no prompt, centred mean", cache_->mean, true, side);
+    if (i == 0) return without("no prompt, last token", cache.last, false, side);
+    if (i == 1) return without("no prompt, centred mean", cache.mean, true, side);
     if (labels.empty()) labels = embed(trainer, prompt, task_.label_texts, "start prompt, labels");
     return score("start prompt", side, embed(trainer, prompt, side.texts, "start prompt, queries"), labels);
   };
-  size_t best = 0;
-  for (size_t i = 0; i < 3 && !task_.validation.queries.empty(); ++i) {
-    const Scores s = variant(i, task_.validation);
-    untrained_choices_.emplace_back(s.name, objective(s.filtered));
-    if (untrained_choices_[i].second > untrained_choices_[best].second) best = i;
+  for (size_t i = 0; i < 3; ++i) {
+    untrained_.push_back(variant(i, task_.test));
+    if (task_.validation.queries.empty()) continue;
+    untrained_objective_.push_back(objective(variant(i, task_.validation).filtered));
+    if (untrained_objective_[i] > untrained_objective_[untrained_best_]) untrained_best_ = i;
   }
-  untrained_ = variant(best, task_.test);
-  end_phase("untrained");
+  phases_.end("untrained");
 }
 
 void Job::build_index(const std::vector<float>& labels, const std::vector<float>& queries) {
@@ -220,9 +207,9 @@ void Job::evaluate_trained(Trainer& trainer) {
   const auto labels = embed(trainer, state.best, task_.label_texts, "trained prompt, labels");
   trained_ = score("trained prompt", task_.test, queries, labels);
   for (const auto& [name, values] : {std::pair("P@1", &Metrics::p1), std::pair("R@10", &Metrics::r10)})
-    gain_.emplace_back(name, paired_bootstrap(untrained_.filtered.*values, trained_.filtered.*values,
-                                              settings_.seed, engine_.threads));
-  end_phase("evaluation");
+    gain_.emplace_back(name, paired_bootstrap(untrained_[untrained_best_].filtered.*values,
+                                              trained_.filtered.*values, settings_.seed, engine_.threads));
+  phases_.end("evaluation");
   TensorFile f{{{"prompt", engine_.view(state.best)}, {"mean", engine_.view(state.mean)}},
                identity(engine_, task_),
                {}};
@@ -231,19 +218,21 @@ void Job::evaluate_trained(Trainer& trainer) {
   write_tensors(folder_ + "/prompt.safetensors", f);
   write_tensors(folder_ + "/labels.safetensors", {{{"labels", engine_.view(labels)}}, {}, {}});
   build_index(labels, queries);
-  end_phase("index");
+  phases_.end("index");
 }
 
 std::string Job::result(const TrainState& state) const {
   JsonWriter j;
   const auto method = [&](const std::string& name, const Metrics& m) { write_json(j.key(name), m); };
   const std::pair<const char*, const Scores*> methods[] = {
-      {"tfidf", &tfidf_[tfidf_best_]}, {"untrained", &untrained_}, {"trained", &trained_}};
+      {"tfidf", &tfidf_[tfidf_best_]}, {"untrained", &untrained_[untrained_best_]}, {"trained", &trained_}};
   j.object();
   for (const auto& [name, s] : methods) method(name, s->filtered);
-  j.key("tfidf_all").object();
-  for (const Scores& s : tfidf_) method(s.name, s.filtered);
-  j.end();
+  for (const auto& [name, all] : {std::pair("tfidf_all", &tfidf_), std::pair("untrained_all", &untrained_)}) {
+    j.key(name).object();
+    for (const Scores& s : *all) method(s.name, s.filtered);
+    j.end();
+  }
   j.key("raw").object();
   for (const auto& [name, s] : methods) method(name, s->raw);
   j.end().key("gain").object();
@@ -256,60 +245,67 @@ std::string Job::result(const TrainState& state) const {
   j.field("validation_queries", task_.validation.queries.size());
   j.field("own_label", "dropped before ranking, with the pairs of a filter file; kept under raw")
       .field("metrics_from", "exact scan");
-  j.field("tfidf", tfidf_[tfidf_best_].name).field("untrained", untrained_.name);
+  j.field("tfidf", tfidf_[tfidf_best_].name).field("untrained", untrained_[untrained_best_].name);
   j.key("untrained_validation_R@10").object();
-  for (const auto& [name, value] : untrained_choices_) j.field(name, value);
+  for (size_t i = 0; i < untrained_objective_.size(); ++i)
+    j.field(untrained_[i].name, untrained_objective_[i]);
   j.end().field("trained_steps", state.best_step).field("trained_validation_R@10", state.best_score);
   j.field("kernels", engine_.ops.path).field("precision", settings_.precision);
   write_report(j.key("sample"), task_.report);
   j.end().field("hnsw_recall", hnsw_recall_).field("hnsw_ef", Hnsw::ef);
   j.key("seconds").object();
-  for (const Phase& p : phases_) j.field(p.name, p.seconds);
+  for (const auto& p : phases_.list) j.field(p.name, p.seconds);
   j.field("hnsw_queries_per_second", hnsw_rate_).end().key("tflop").object();
-  for (const Phase& p : phases_) j.field(p.name, p.tflop);
+  for (const auto& p : phases_.list) j.field(p.name, p.tflop);
   return j.end().end().text() + "\n";
 }
 
 // The results for people.
 std::string Job::summary() const {
   const std::pair<std::string, Metrics> rows[] = {{"TF-IDF", tfidf_[tfidf_best_].filtered},
-                                                  {"untrained", untrained_.filtered},
+                                                  {"untrained", untrained_[untrained_best_].filtered},
                                                   {"trained", trained_.filtered}};
   std::string out = metrics_table(rows) + "\n";
   for (const auto& [name, i] : gain_)
     out += format("gain of training in %s: %+.1f, 95%% interval %+.1f to %+.1f\n", name.c_str(), i.mean,
                   i.low, i.high);
   return out + format("HNSW recall %.1f%% at ef %ld, %.0f queries/s; %.1f TFLOP in %.0f s\n", hnsw_recall_,
-                      Hnsw::ef, hnsw_rate_, phases_.back().tflop, phases_.back().seconds);
+                      Hnsw::ef, hnsw_rate_, phases_.list.back().tflop, phases_.list.back().seconds);
 }
 
-std::string Job::run(const std::string& config, Interrupt& interrupt, std::string& summary_text) {
-  task_.draw_pairs(engine_.threads);
-  fprintf(stderr, "%s", describe(task_.report).c_str());
-  end_phase("sample");
-  make_folders(folder_);  // bad input has failed by now, and leaves no folder
-  if (!exists(folder_ + "/config.json")) write_file(folder_ + "/config.json", config);
-  engine_.interrupt = &interrupt;
-  task_.collect_texts(*engine_.tokenizer);
-  end_phase("tokenise");
-  announce();
-  end_phase("probe", 0);
+// cache: of all texts; shared: what it took, and what else all jobs took together.
+bool Job::run(const TextCache& cache, const Phases& shared, Interrupt& interrupt) {
+  phases_.list.insert(phases_.list.end(), shared.list.begin(), shared.list.end());
+  phases_.begin();
   choose_tfidf();
-  text_pass();
-  Trainer trainer(engine_, task_, cache_->texts, folder_);
+  Trainer trainer(engine_, task_, cache.texts, folder_);
   if (!trainer.resume()) trainer.start();
-  if (!trainer.run(interrupt)) return "";
-  end_phase("training", trainer.state.flops);
-  choose_untrained(trainer);
+  if (!trainer.run(interrupt)) return false;
+  phases_.end("training", trainer.state.flops);
+  choose_untrained(trainer, cache);
   evaluate_trained(trainer);
-  Phase total{"total", 0, 0};
-  for (const Phase& p : phases_) total.seconds += p.seconds, total.tflop += p.tflop;
-  phases_.push_back(total);
-  const std::string text = result(trainer.state);
-  summary_text = summary();
-  write_file(folder_ + "/summary.txt", summary_text);
-  write_file(folder_ + "/result.json", text);
-  return text;
+  Phases::Phase total{"total", 0, 0};
+  for (const auto& p : phases_.list) total.seconds += p.seconds, total.tflop += p.tflop;
+  phases_.list.push_back(total);
+  write_file(folder_ + "/summary.txt", summary());
+  write_file(folder_ + "/result.json", result(trainer.state));
+  return true;
+}
+
+// FLOP/s of one pass over some texts, after one to warm up.
+double measured_speed(Engine& engine, const Corpus& corpus) {
+  std::vector<Text> some;
+  double tokens = 0, seconds = 0;
+  for (int64_t i = 0; i < corpus.size() && tokens < 1000; tokens += some.back().count)
+    some.push_back(corpus.text(i++));
+  for (int i = 0; i < 2; ++i) {
+    Scratch scope(engine.arena);
+    const double start = now_seconds();
+    embed_texts(engine.encoder(), some.data(), std::ssize(some),
+                new_matrix(engine.context, std::ssize(some), engine.width(), Type::f32));
+    seconds = now_seconds() - start;
+  }
+  return tokens * pass_flops(*engine.model, 1, 1) / seconds;
 }
 
 }  // namespace
@@ -327,13 +323,43 @@ Dataset open_job_data(const Settings& settings) {
   return open_dataset(folder);
 }
 
-std::string run_job(const Settings& settings, const std::string& folder, const std::string& config,
-                    Interrupt& interrupt, std::string& summary) {
-  try {
-    return Job(settings, folder).run(config, interrupt, summary);
-  } catch (const Stopped&) {
-    return "";
-  }
+bool run_jobs(const std::vector<RunFolder>& runs, Interrupt& interrupt) try {
+  std::deque<Task> tasks;  // bad data fails before the model is loaded
+  for (const RunFolder& run : runs) tasks.emplace_back(run.settings, open_job_data(run.settings));
+  const Settings& s = runs[0].settings;
+  Engine engine(s);
+  engine.interrupt = &interrupt;
+  std::deque<Job> jobs;
+  for (size_t i = 0; i < runs.size(); ++i) jobs.emplace_back(runs[i].path, tasks[i], engine);
+  for (size_t i = 0; i < runs.size(); ++i) jobs[i].prepare(runs[i].config);
+
+  Phases shared(engine);
+  shared.begin();
+  Corpus corpus;
+  for (Task& task : tasks) task.collect_pairs(*engine.tokenizer, corpus);
+  for (Task& task : tasks) task.collect_others(*engine.tokenizer, corpus);
+  shared.end("tokenise");
+  const double length = static_cast<double>(corpus.tokens()) / corpus.size();
+  double work = corpus.tokens();
+  for (const Job& job : jobs) work += job.work(length);
+  work *= pass_flops(*engine.model, 1, 1);
+  fprintf(stderr, "texts: %ld distinct ones of %.1f tokens; about %.0f TFLOP in all\n", corpus.size(), length,
+          work / 1e12);
+  const double speed = measured_speed(engine, corpus);
+  fprintf(stderr, "speed: %.0f GFLOP/s with kernels %s, %d threads; expected time %s\n", speed / 1e9,
+          engine.ops.path, engine.threads.count(), human_seconds(work / speed).c_str());
+  shared.end("probe", 0);
+
+  const bool suffix = std::ranges::any_of(runs, [](auto& r) { return r.settings.placement == "suffix"; });
+  const auto half = static_cast<int64_t>(available_memory() / 2);  // the other half is for everything else
+  const TextCache cache(engine, corpus, suffix ? std::min(s.text_cache, half) : -1);
+  if (suffix)
+    fprintf(stderr, "text cache: %ld of %ld texts kept, %.2f GiB\n", cache.kept, corpus.size(),
+            cache.bytes / 0x1p30);
+  shared.end("text_pass");
+  return std::ranges::all_of(jobs, [&](Job& job) { return job.run(cache, shared, interrupt); });
+} catch (const Stopped&) {
+  return false;
 }
 
 }  // namespace quest

@@ -1,6 +1,7 @@
 // The main job: baselines, sample, text pass, training, evaluation, index, run folder.
 #pragma once
 #include <string>
+#include <vector>
 
 #include "train/trainer.h"
 
@@ -9,10 +10,15 @@ namespace quest {
 // The dataset of a job: settings.data, or the default one, converted once to the user's cache folder.
 Dataset open_job_data(const Settings&);
 
-// Runs the job into `folder`, writing config.json (the text given), metrics.jsonl, checkpoint, prompt, index,
-// summary.txt and result.json; a run that was interrupted goes on where it stood. Returns result.json's text,
-// or "" when Ctrl-C stopped it. summary: the same for people.
-std::string run_job(const Settings&, const std::string& folder, const std::string& config, Interrupt&,
-                    std::string& summary);
+struct RunFolder {
+  Settings settings;
+  std::string path, config;  // config: the text of config.json
+};
+
+// Runs jobs, each into its folder: config.json, metrics.jsonl, checkpoint, prompt, index, summary.txt (for
+// people) and result.json, which comes last. A run that was interrupted goes on where it stood. The first
+// one's settings of model and machine hold for all, and one text pass serves all; the bits are those of each
+// alone. Returns false when Ctrl-C stopped it.
+bool run_jobs(const std::vector<RunFolder>& runs, Interrupt&);
 
 }  // namespace quest

@@ -11,20 +11,11 @@ static const char* const peft_config = "/adapter_config.json";
 static const char* const peft_tensors = "/adapter_model.safetensors";
 static const char* const peft_name = "prompt_embeddings";
 
-// The rows [K,width] of a tensor, whatever K is.
-static std::vector<float> read_rows(const TensorFile& file, const std::string& name, int64_t width) {
-  const auto found = file.tensors.find(name);
-  const int64_t rows =
-      found == file.tensors.end() || found->second.shape.empty() ? 0 : found->second.shape[0];
-  const View v = file.matrix(name, rows, width);
-  return {static_cast<const float*>(v.data), static_cast<const float*>(v.data) + rows * width};
-}
-
 PromptFile read_prompt(const std::string& path, int64_t width) {
   std::error_code ignored;
   if (!std::filesystem::is_directory(path, ignored)) {
     const TensorFile file = read_tensors(path);
-    PromptFile p{read_rows(file, "prompt", width), read_rows(file, "mean", width), file.text("placement"),
+    PromptFile p{file.numbers("prompt", -1, width), file.numbers("mean", -1, width), file.text("placement"),
                  file.text("pooling")};
     if (p.rows.empty() || (p.placement != "prefix" && p.placement != "suffix") ||
         (p.pooling != "last" && p.pooling != "mean"))
@@ -47,10 +38,20 @@ PromptFile read_prompt(const std::string& path, int64_t width) {
   require(parts == 1, "num_transformer_submodules", "1", std::to_string(parts));
   require(dim == width, "token_dim", format("the model's width %ld", width), std::to_string(dim));
   require(rows > 0, "num_virtual_tokens", "at least 1", "0");
-  const TensorFile file = read_tensors(path + peft_tensors);
-  const View v = file.matrix(peft_name, rows, width);
-  const auto* x = static_cast<const float*>(v.data);
-  return {{x, x + rows * width}, {}, "prefix", ""};
+  return {read_tensors(path + peft_tensors).numbers(peft_name, rows, width), {}, "prefix", ""};
+}
+
+std::vector<float> prompt_from_file(const Settings& s, int64_t width) {
+  const PromptFile file = read_prompt(s.prompt, width);
+  const int64_t rows = std::ssize(file.rows) / width;
+  if (file.placement != s.placement || rows != s.prompt_rows || !file.mean.empty() ||
+      (!file.pooling.empty() && file.pooling != s.pooling))
+    fail(Exit::usage,
+         "--prompt %s: expected %ld rows for placement %s and pooling %s, not centred, found %ld for %s "
+         "and %s; give --prompt-rows, --placement and --pooling as the file has them",
+         s.prompt.c_str(), s.prompt_rows, s.placement.c_str(), s.pooling.c_str(), rows,
+         file.placement.c_str(), file.pooling.empty() ? "any" : file.pooling.c_str());
+  return file.rows;
 }
 
 void write_peft(const PromptFile& prompt, const Model& m, const std::string& folder) {
@@ -58,8 +59,7 @@ void write_peft(const PromptFile& prompt, const Model& m, const std::string& fol
   if (prompt.placement != "prefix" || !prompt.mean.empty())
     fail(Exit::usage,
          "PEFT: expected a prompt before the text and embeddings that are not centred, found placement %s%s; "
-         "such a "
-         "prompt stays in prompt.safetensors, or train with --placement prefix",
+         "such a prompt stays in prompt.safetensors, or train with --placement prefix",
          prompt.placement.c_str(), prompt.mean.empty() ? "" : ", centred");
   JsonWriter j;
   j.object().field("peft_type", "PROMPT_TUNING").field("task_type", "FEATURE_EXTRACTION");

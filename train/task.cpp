@@ -43,7 +43,8 @@ Task::Task(const Settings& s, Dataset d) : settings(s), data(std::move(d)) {
   if (labels.empty() || test.queries.empty() || training.queries.empty())
     fail(Exit::input,
          "%s: expected labels with %ld training positives, training and test queries that have one, found "
-         "%zu, %zu and %zu; lower --min-positives or choose a larger dataset",
+         "%zu, %zu and %zu; lower --min-positives or give more lines (about a fifth of a file's become test "
+         "queries)",
          data.path.c_str(), s.min_positives, labels.size(), training.queries.size(), test.queries.size());
   if (validation.queries.empty() && s.validation > 0)
     fail(Exit::input,
@@ -94,18 +95,27 @@ void Task::draw_pairs(Threads& threads) {
   pairs = sample_pairs(data, {keep, label_counts}, options, threads, &report);
 }
 
-// What every step reads comes first, what is read once last: the text cache keeps the first ones.
-void Task::collect_texts(const Tokenizer& tokenizer) {
-  const auto add = [&](const Texts& texts, int64_t row, const std::string& pattern) {
-    return corpus.add(tokenizer, settings.length,
-                      join_text(texts.title(row), texts.content(row), pattern, settings.keep_empty));
+int32_t Task::add(const Tokenizer& tokenizer, Corpus& corpus, const Texts& texts, int64_t row,
+                  const std::string& pattern) const {
+  return corpus.add(tokenizer, settings.length,
+                    join_text(texts.title(row), texts.content(row), pattern, settings.keep_empty));
+}
+
+void Task::collect_pairs(const Tokenizer& t, Corpus& c) {
+  for (const DrawnPair& p : pairs) {
+    pair_texts.push_back(add(t, c, data.train.texts, p.query, settings.query_text));
+    add(t, c, data.labels, p.label, settings.label_text);
+  }
+}
+
+void Task::collect_others(const Tokenizer& t, Corpus& c) {
+  const auto queries = [&](Side& side) {
+    for (const int32_t q : side.queries)
+      side.texts.push_back(add(t, c, side.split->texts, q, settings.query_text));
   };
-  const std::string &query = settings.query_text, &label = settings.label_text;
-  for (const DrawnPair& p : pairs)
-    pair_texts.push_back(add(data.train.texts, p.query, query)), add(data.labels, p.label, label);
-  for (const int32_t q : validation.queries) validation.texts.push_back(add(data.train.texts, q, query));
-  for (const int32_t l : labels) label_texts.push_back(add(data.labels, l, label));
-  for (const int32_t q : test.queries) test.texts.push_back(add(data.test.texts, q, query));
+  queries(validation);
+  for (const int32_t l : labels) label_texts.push_back(add(t, c, data.labels, l, settings.label_text));
+  queries(test);
 }
 
 int64_t Task::steps() const {

@@ -1,5 +1,6 @@
 // What a job works on: the labels and queries of a dataset that take part, the pairs drawn for training, and
-// all their texts as tokens. Labels have the job's own numbers, 0 .. labels - 1, ascending in the dataset's.
+// where all their texts stand in a corpus. Labels have the job's own numbers, 0 .. labels - 1, ascending in
+// the dataset's.
 #pragma once
 #include <string>
 #include <vector>
@@ -42,13 +43,17 @@ struct Task {
   SampleReport report;
   void draw_pairs(Threads&);  // throws Error(input) when there is none
 
-  Corpus corpus;
   std::vector<int32_t> label_texts;  // [labels] texts of the corpus
   std::vector<int32_t> pair_texts;   // [pairs] of their queries
-  void collect_texts(const Tokenizer&);
+  // What every step reads is collected first, what is read once last: the text cache keeps the first ones.
+  void collect_pairs(const Tokenizer&, Corpus&);
+  void collect_others(const Tokenizer&, Corpus&);
 
   Side side(const Split&, std::vector<int32_t> queries) const;
   int64_t steps() const;  // of training
+
+ private:
+  int32_t add(const Tokenizer&, Corpus&, const Texts&, int64_t row, const std::string& pattern) const;
 };
 
 }  // namespace quest

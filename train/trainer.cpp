@@ -71,6 +71,32 @@ std::vector<std::pair<const char*, TrainState::Number>> TrainState::numbers() {
           {"flops", &flops}};
 }
 
+std::vector<std::pair<const char*, std::vector<float>*>> TrainState::matrices() {
+  return {{"start", &start}, {"prompt", &prompt}, {"m", &m}, {"v", &v}, {"best", &best}, {"mean", &mean}};
+}
+
+TensorFile TrainState::file(int64_t width) {
+  TensorFile f;
+  for (const auto& [name, x] : matrices())
+    f.tensors.emplace(name, View{x->data(), Type::f32, std::ssize(*x) / width, width, width});
+  for (const auto& [name, number] : numbers())
+    f.metadata[name] = std::visit([](auto* x) { return format("%.17g", static_cast<double>(*x)); }, number);
+  return f;
+}
+
+TrainState read_state(const TensorFile& f, int64_t K, int64_t width, int64_t mean_rows) {
+  TrainState s;
+  for (const auto& [name, x] : s.matrices()) *x = f.numbers(name, x == &s.mean ? mean_rows : K, width);
+  for (const auto& [name, number] : s.numbers()) {
+    const double value = f.number(name);
+    if (!(value >= 0 && value <= 0x1p53) && std::holds_alternative<int64_t*>(number))
+      fail(Exit::input, "%s: expected %s to be a count, found %g; the checkpoint is damaged, start a new run",
+           f.file.path().c_str(), name, value);
+    std::visit([&](auto* x) { *x = static_cast<std::remove_pointer_t<decltype(x)>>(value); }, number);
+  }
+  return s;
+}
+
 std::map<std::string, std::string> identity(const Engine& engine, const Task& task) {
   return {{"kernels", engine.ops.path},
           {"precision", task.settings.precision},
@@ -127,20 +153,6 @@ std::vector<float> Trainer::embed(const std::vector<float>& prompt, const std::v
   for (const int32_t t : numbers) texts.push_back(cached_[t]);
   return engine_.embed(engine_.encoder(settings_, engine_.view(prompt)), texts,
                        state.mean.empty() ? View{} : engine_.view(state.mean), label);
-}
-
-std::vector<float> prompt_from_file(const Settings& s, int64_t width) {
-  const PromptFile file = read_prompt(s.prompt, width);
-  const int64_t rows = std::ssize(file.rows) / width;
-  if (file.placement != s.placement || rows != s.prompt_rows || !file.mean.empty() ||
-      (!file.pooling.empty() && file.pooling != s.pooling))
-    fail(Exit::usage,
-         "--prompt %s: expected %ld rows for placement %s and pooling %s, not centred, found %ld for %s and "
-         "%s; give "
-         "--prompt-rows, --placement and --pooling as the file has them",
-         s.prompt.c_str(), s.prompt_rows, s.placement.c_str(), s.pooling.c_str(), rows,
-         file.placement.c_str(), file.pooling.empty() ? "any" : file.pooling.c_str());
-  return file.rows;
 }
 
 // Vocabulary rows of the start text: its last K tokens before a text's end, its first K before a text's
@@ -254,13 +266,8 @@ double Trainer::step(std::vector<float>& gradient) {
 }
 
 void Trainer::checkpoint() {
-  TensorFile f;
-  f.tensors = {{"start", engine_.view(state.start)}, {"prompt", engine_.view(state.prompt)},
-               {"m", engine_.view(state.m)},         {"v", engine_.view(state.v)},
-               {"best", engine_.view(state.best)},   {"mean", engine_.view(state.mean)}};
-  f.metadata = identity(engine_, task_);
-  for (const auto& [name, number] : state.numbers())
-    f.metadata[name] = std::visit([](auto* x) { return format("%.17g", static_cast<double>(*x)); }, number);
+  TensorFile f = state.file(engine_.width());
+  f.metadata.merge(identity(engine_, task_));
   write_tensors(folder_ + checkpoint_name, f);
 }
 
@@ -269,20 +276,8 @@ bool Trainer::resume() {
   if (!exists(path)) return false;
   const TensorFile f = read_tensors(path);
   require_identity(f, engine_, task_);
-  const auto read = [&](const char* name, int64_t rows) {
-    const View v = f.matrix(name, rows, engine_.width());
-    const auto* x = static_cast<const float*>(v.data);
-    return std::vector<float>(x, x + v.rows * v.cols);
-  };
-  const int64_t K = settings_.prompt_rows;
-  state.start = read("start", K), state.prompt = read("prompt", K), state.m = read("m", K),
-  state.v = read("v", K), state.best = read("best", K);
-  state.mean = read("mean", settings_.centre ? 1 : 0);
-  for (const auto& [name, number] : state.numbers()) {
-    const double value = f.number(name);
-    std::visit([&](auto* x) { *x = static_cast<std::remove_pointer_t<decltype(x)>>(value); }, number);
-  }
-  if (state.step < 0 || state.step > task_.steps())
+  state = read_state(f, settings_.prompt_rows, engine_.width(), settings_.centre ? 1 : 0);
+  if (state.step > task_.steps())
     fail(Exit::input, "%s: expected a step of 0 to %ld, found %ld; it belongs to another run", path.c_str(),
          task_.steps(), state.step);
   return true;

@@ -21,7 +21,12 @@ struct TrainState {
 
   using Number = std::variant<int64_t*, double*>;
   std::vector<std::pair<const char*, Number>> numbers();
+  std::vector<std::pair<const char*, std::vector<float>*>> matrices();
+  TensorFile file(int64_t width);  // points to the vectors
 };
+// A state of K prompt rows out of its file; mean_rows: 1 when embeddings are centred, or 0. Throws
+// Error(input).
+TrainState read_state(const TensorFile&, int64_t K, int64_t width, int64_t mean_rows);
 
 // Model, dataset, kernel path and precision of a run: what a file of the run must be of.
 std::map<std::string, std::string> identity(const Engine&, const Task&);
@@ -36,9 +41,6 @@ constexpr size_t validation_limit = 1500;  // labels ranked against during train
 constexpr int64_t depth = 100;
 Metrics measure(const Task&, const Side&, const Ranked& lists, bool drop);
 double objective(const Metrics&);  // R@10: decides between variants, on validation
-
-// The rows of --prompt; throws Error(usage) unless they fit the settings.
-std::vector<float> prompt_from_file(const Settings& settings, int64_t width);
 
 class Trainer {
  public:

@@ -5,7 +5,7 @@ set -u
 cd "$(dirname "$0")/../.." || exit
 seconds=$1; shift
 [ $# -gt 0 ] || set -- gguf safetensors folder tokenizer_json sentencepiece raw sparse tsv json_lines gzip dataset hnsw \
-  prompt peft run_config npy
+  prompt peft checkpoint run_config npy
 export ASAN_OPTIONS=allocator_may_return_null=1:detect_leaks=0 QUEST_FUZZ QUEST_SEEDS
 echo "target           executions  coverage  corpus  result"
 status=0

@@ -132,6 +132,12 @@ inline std::vector<std::string> seeds(const std::string& target) {
     write_peft({rows, {}, "prefix", "last"}, m, folder() + "/p");
     return {joined({written("p/adapter_config.json"), written("p/adapter_model.safetensors")})};
   }
+  if (target == "checkpoint") {
+    TrainState s;
+    s.start = s.prompt = s.m = s.v = s.best = rows, s.step = 3;
+    write_tensors(folder() + "/seed.safetensors", s.file(4));
+    return {written("seed.safetensors")};
+  }
   if (target == "run_config") {
     Settings s;
     JsonWriter j;

@@ -21,6 +21,7 @@
 #include "sampling/import.h"
 #include "tools/run.h"
 #include "train/prompt_file.h"
+#include "train/trainer.h"
 
 namespace quest::fuzz {
 
@@ -183,6 +184,11 @@ inline const std::map<std::string, Target>& targets() {
        [](std::string_view b) {
          put_all({"p/adapter_config.json", "p/adapter_model.safetensors"}, parts_of(b));
          read_prompt(folder() + "/p", 4);
+       }},
+      {"checkpoint",
+       [](std::string_view b) {
+         const TrainState s = read_state(read_tensors(put("checkpoint.safetensors", b)), 2, 4, 0);
+         if (s.step < 0 || s.prompt.size() != 8 || !s.mean.empty()) abort();
        }},
       {"run_config",
        [](std::string_view b) {

@@ -1,4 +1,4 @@
-// What the tests of sampling/ share: a temporary folder, files in it, and the sentence of an Error.
+// What many tests share: a temporary folder, files in it, and the sentence of an Error.
 #pragma once
 #include <gtest/gtest.h>
 #include <stdlib.h>
@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "kernels/base/error.h"
 #include "kernels/base/file.h"
@@ -60,6 +61,14 @@ std::string sentence_of(Exit code, F&& f) {
 
 inline void expect_contains(const std::string& text, const std::string& part) {
   EXPECT_NE(text.find(part), text.npos) << "expected \"" << part << "\" in: " << text;
+}
+
+// f must throw Error(input), one line with every part in it.
+template <class F>
+void expect_input_error(const std::vector<std::string>& parts, F&& f) {
+  const std::string sentence = sentence_of(Exit::input, f);
+  EXPECT_EQ(sentence.find('\n'), sentence.npos) << sentence;
+  for (const std::string& part : parts) expect_contains(sentence, part);
 }
 
 }  // namespace quest

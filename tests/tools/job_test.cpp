@@ -250,7 +250,49 @@ TEST_F(Job, RunFolderHoldsEverything) {
   for (size_t i = 6; i < methods.size(); ++i)
     found |= value_at(result, methods[i]) == value_at(result, "/tfidf");
   EXPECT_TRUE(found);
+  found = false;
+  for (const char* name : {"no prompt, last token", "no prompt, centred mean", "start prompt"})
+    found |= value_at(result, std::string("/untrained_all/") + name) == value_at(result, "/untrained");
+  EXPECT_TRUE(found);
   EXPECT_TRUE(number_at(result, "/tfidf/P@1") > 50) << "the words of the labels stand in the queries";
+}
+
+// Jobs that share a text pass are to the bit what each is alone; what is finished is not run again.
+TEST_F(Job, ReproduceIsItsRuns) {
+  const Words reproduce = {"reproduce", "table1", "--data", "data", "--model", tiny_model, "--name", "table"};
+  const auto runs = [](const char* file) { return path("runs/table/" + std::string(file)); };
+  const Outcome stopped =
+      interrupted(reproduce, SIGTERM, [&] { return exists(runs("default/result.json")); });
+  EXPECT_EQ(stopped.status, 130) << stopped.err;
+  EXPECT_EQ(stopped.out, "");
+  expect_contains(stopped.err, "the same command goes on");
+  EXPECT_FALSE(exists(runs("paper/config.json")));
+  const auto finished = fs::last_write_time(runs("default/result.json"));
+  const Outcome done = quest(reproduce);
+  ASSERT_EQ(done.status, 0) << done.err;
+  EXPECT_EQ(fs::last_write_time(runs("default/result.json")), finished);
+  for (const std::string method : {"| TF-IDF, z_sum |", "| untrained suffix |", "| untrained prefix |",
+                                   "| default (suffix, MinHash) |", "| default as prefix |", "| preset paper,"})
+    expect_contains(done.out, "\n" + method);
+  const std::string prefix = read_file(runs("prefix/result.json"));
+  expect_contains(done.out, format("| default as prefix | %.1f |", number_at(prefix, "/trained/P@1")));
+  expect_contains(done.out, format("| untrained prefix | %.1f |", number_at(prefix, "/untrained_all/start prompt/P@1")));
+
+  const Words protocol = {"--test-queries", "2000", "--pairs", "3000", "--ratio", "0.25", "--length", "32"};
+  const Words of_paper = {"--preset", "paper"}, by_uniform = {"--sampler", "uniform"};
+  for (const auto& [name, more] : {std::pair("sampler-uniform", by_uniform), std::pair("paper", of_paper)}) {
+    const std::string alone = std::string("alone-") + name;
+    const Outcome o = quest(Words{"train", "--model", tiny_model, "--data", "data", "--name", alone} + protocol + more);
+    ASSERT_EQ(o.status, 0) << o.err;
+    for (const char* file : {"prompt.safetensors", "labels.safetensors", "index.hnsw", "metrics.jsonl"})
+      EXPECT_TRUE(read_file(in(alone, file)) == read_file(runs(name) + "/" + file)) << name << " " << file;
+    for (const char* part : {"/trained", "/untrained_all", "/tfidf_all", "/protocol"})
+      EXPECT_EQ(value_at(read_file(in(alone, "result.json")), part), value_at(read_file(runs(name) + "/result.json"), part));
+  }
+
+  edit(runs("paper/config.json"), "\"pairs\": 3000", "\"pairs\": 300");
+  expect_refusal(quest(reproduce), 2, {"--pairs", "paper/config.json"});
+  EXPECT_EQ(quest({"reproduce", "table2"}).status, 2);
 }
 
 TEST_F(Job, OwnLabelIsDroppedButKeptUnderRaw) {
