@@ -24,7 +24,7 @@ TEST_SRC := $(wildcard tests/*.cpp $(addprefix tests/,kernels/*.cpp model/*.cpp 
 PROGRAMS := $(filter-out %_test,$(basename $(notdir $(wildcard tests/tools/*.cpp))))
 OBJ = $(SRC:%.cpp=$(BUILD)/%.o)
 TEST_OBJ = $(TEST_SRC:%.cpp=$(BUILD)/%.o)
-ALL_OBJ = $(OBJ) $(BUILD)/tools/main.o $(TEST_OBJ) $(PROGRAMS:%=$(BUILD)/tests/tools/%.o)
+ALL_OBJ = $(OBJ) $(BUILD)/tools/main.o $(TEST_OBJ) $(PROGRAMS:%=$(BUILD)/tests/tools/%.o) $(BUILD)/tests/fuzz/fuzz.o
 
 $(QUEST): $(OBJ) $(BUILD)/tools/main.o
 	@echo "  LINK  $@"

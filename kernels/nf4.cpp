@@ -23,13 +23,6 @@ const float nf4_book[16] = {-1.0f,
                             0.7229568362236023f,
                             1.0f};
 
-// A value above thresholds[i] has a code above i.
-static constexpr float thresholds[15] = {-0.8480964004993439f,   -0.6106329262256622f,  -0.4599952697753906f,
-                                         -0.33967943489551544f,  -0.23460740596055984f, -0.13791173323988914f,
-                                         -0.045525018125772476f, 0.03979014977812767f,  0.1202552504837513f,
-                                         0.2035212516784668f,    0.2920137718319893f,   0.3893125355243683f,
-                                         0.5016634166240692f,    0.6427869200706482f,   0.8614784181118011f};
-
 // The signed dynamic map: for i = 0 .. 6 the 2^i midpoints between 0.1 and 1, times 10^(i - 6), both signs; 0
 // and 1. linspace as torch computes it in fp32: from both ends.
 const std::vector<float>& nf4_scale_map() {
@@ -56,6 +49,10 @@ const std::vector<float>& nf4_scale_map() {
 
 Nf4Matrix quantize_nf4(const float* w, int64_t count, std::vector<float>* absmax) {
   const int64_t blocks = (count + nf4_block - 1) / nf4_block;
+  // A value above thresholds[i] has a code above i: the midpoints in fp32, as bitsandbytes' CPU path computes
+  // them. (As decimals, as its CUDA source has them, four would read as a neighbouring number.)
+  float thresholds[15];
+  for (int i = 0; i < 15; ++i) thresholds[i] = (nf4_book[i] + nf4_book[i + 1]) / 2;
   Nf4Matrix out;
   out.codes.resize((count + 1) / 2), out.scale_codes.resize(blocks);
   out.nested.resize((blocks + nf4_nested_block - 1) / nf4_nested_block);

@@ -100,6 +100,19 @@ TEST(Quant, Nf4IsThatOfBitsandbytes) {
     EXPECT_EQ(values[i], nf4_book[m.codes[32 + i / 2] >> (i % 2 ? 0 : 4) & 15] * absmax[1]) << i;
 }
 
+// A midpoint itself takes the lower code. The first one is a tie in fp32, and bitsandbytes' CPU path rounds it to even
+// (peers/nf4.py; one weight of the default model stands on it).
+TEST(Quant, Nf4CodesTurnAtTheMidpoints) {
+  EXPECT_EQ(static_cast<float>((double{nf4_book[0]} + nf4_book[1]) / 2), -0x1.b239bp-1f);
+  for (int i = 0; i < 15; ++i) {
+    const auto middle = static_cast<float>((double{nf4_book[i]} + nf4_book[i + 1]) / 2);
+    const float w[] = {1, middle, std::nextafter(middle, 2.0f), -1};
+    const Nf4Matrix m = quantize_nf4(w, 4);
+    EXPECT_EQ(m.codes[0] & 15, i);
+    EXPECT_EQ(m.codes[1] >> 4, i + 1);
+  }
+}
+
 TEST(Quant, Nf4OfAwkwardSizes) {
   // Half the largest gap of the code book times absmax, and half the largest gap of the scales' map times theirs.
   const auto half_gap = [](const float* map, int n) {
