@@ -1,9 +1,9 @@
 #include "model/gguf.h"
 
+#include <simdjson.h>
+
 #include <algorithm>
 #include <cstring>
-
-#include "kernels/base/words.h"
 
 namespace quest {
 
@@ -37,7 +37,7 @@ struct Gguf::Reader {
   std::string_view text() {
     const uint64_t length = number<uint64_t>();
     const std::string_view s(reinterpret_cast<const char*>(take(length)), length);
-    if (!valid_utf8(s)) refuse("text in UTF-8", "other bytes");
+    if (!simdjson::validate_utf8(s)) refuse("text in UTF-8", "other bytes");
     return s;
   }
 

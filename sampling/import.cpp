@@ -29,7 +29,8 @@ constexpr size_t longest_line = 16u << 20, block_bytes = 256u << 10, usual_line 
 // ---- writing ----------------------------------------------------------------------------------------------
 
 struct Row {
-  std::string_view uid, title, content;
+  std::string uid;
+  std::string_view title, content;
   std::set<int32_t> labels;  // of a query
 };
 
@@ -44,7 +45,7 @@ struct Side {
     if (files.size() > 2) files[2].put(pairs);
   }
   void add(const Row& row) {
-    for (const std::string_view part : {row.uid, row.title, row.content}) {
+    for (const auto part : {std::string_view(row.uid), row.title, row.content}) {
       files[0].write(part);
       files[1].put(bytes += part.size());
     }
@@ -72,11 +73,15 @@ struct Import {
   // The label's number; a new one is added.
   int32_t label(std::string_view uid, std::string_view title) {
     const auto [at, is_new] = label_of.try_emplace(std::string(uid), labels.rows);
-    if (is_new) labels.add({uid, title, "", {}});
+    if (is_new) labels.add({at->first, title, "", {}});
     return at->second;
   }
 
-  Side& side_of(std::string_view key) { return goes_to_test(key) ? test : train; }
+  // Adds a query whose labels are given by uid, to the side that its key belongs to.
+  void add(Row row, const auto& uids, std::string_view key) {
+    for (const std::string_view uid : uids) row.labels.insert(label(uid, uid));
+    (goes_to_test(key) ? test : train).add(row);
+  }
 
   // A query's own label is the one whose uid is its uid; or its title, unless the query lists that label.
   void write_own(const std::string& side, bool by_title) const {
@@ -155,8 +160,9 @@ class Lines {
   int64_t position_ = 0;
 };
 
-// Calls read(line, number) for every line; what it throws as BadLine is counted, and when_bad() called.
-void each_good_line(const std::string& path, Import& import, auto&& read, auto&& when_bad) {
+// Calls read(line, number) for every line, to add a row. When it throws BadLine, that is counted, and an
+// empty row goes to `bad_side`. Without that, lines are no rows, and there may be none.
+void each_line(const std::string& path, Import& import, Side* bad_side, auto&& read) {
   Lines lines(path);
   while (lines.next()) {
     try {
@@ -165,27 +171,13 @@ void each_good_line(const std::string& path, Import& import, auto&& read, auto&&
       if (!simdjson::validate_utf8(lines.line)) throw BadLine{"not UTF-8"};
       read(lines.line, lines.number);
     } catch (const BadLine& bad) {
-      when_bad();
+      if (bad_side) bad_side->add({});
       if (++import.done.bad_lines <= 10)
         import.done.bad.push_back(format("%s:%ld: %s", path.c_str(), lines.number, bad.what.c_str()));
     }
     if (import.progress) import.progress->add(lines.kilobytes());
   }
-}
-
-// Adds a row for every line: read(line, number, row) fills it and returns its side, or throws BadLine; then
-// an empty row goes to `bad_side`.
-void each_line(const std::string& path, Import& import, Side& bad_side, auto&& read) {
-  const int64_t before = import.labels.rows + import.train.rows + import.test.rows;
-  each_good_line(
-      path, import,
-      [&](const std::string& line, int64_t number) {
-        Row row;
-        Side& side = read(line, number, row);
-        side.add(row);
-      },
-      [&] { bad_side.add({}); });
-  if (import.labels.rows + import.train.rows + import.test.rows == before)
+  if (bad_side && lines.number == 0)
     fail(Exit::input, "%s: expected a row a line, found an empty file; fetch or make it again", path.c_str());
 }
 
@@ -228,19 +220,27 @@ void read_targets(const dom::object& object, int64_t label_count, std::set<int32
     throw BadLine{format("target_rel has %zu values, target_ind %zu", weights.size(), targets.size())};
 }
 
-void import_rows(const std::string& path, Import& import, Side& side) {
+// Calls read(object, number, row) for every line, which is an object; its content stands in the row by then.
+void each_object(const std::string& path, Import& import, Side& bad_side, auto&& read) {
   dom::parser parser;
   if (parser.allocate(usual_line)) fail(Exit::machine, "no memory for the JSON parser; close other programs");
-  each_line(path, import, side, [&](const std::string& line, int64_t, Row& row) -> Side& {
+  each_line(path, import, &bad_side, [&](const std::string& line, int64_t number) {
     dom::object object;
     if (parser.parse(line).get(object)) throw BadLine{"not a valid JSON object"};
-    row.uid = text_field(object, "uid"), row.title = text_field(object, "title");
+    Row row;
     if (has(object, "content")) row.content = text_field(object, "content");
+    read(object, number, row);
+  });
+}
+
+void import_rows(const std::string& path, Import& import, Side& side) {
+  each_object(path, import, side, [&](const dom::object& object, int64_t, Row& row) {
+    row.uid = text_field(object, "uid"), row.title = text_field(object, "title");
     if (&side == &import.labels)
-      import.label_of.try_emplace(std::string(row.uid), side.rows);
+      import.label_of.try_emplace(row.uid, side.rows);
     else
       read_targets(object, import.labels.rows, row.labels);
-    return side;
+    side.add(row);
   });
 }
 
@@ -263,6 +263,7 @@ std::string find_file(const std::string& folder, const std::vector<std::string>&
 
 // "3:1.0 17:0.5": labels and weights, which are not used.
 void read_sparse(std::string_view line, int64_t label_count, std::set<int32_t>& out) {
+  if (line.size() > longest_line) throw BadLine{format("longer than %zu bytes", longest_line)};
   for (size_t at = 0, end; (at = line.find_first_not_of(" \t", at)) != line.npos; at = end) {
     end = std::min(line.find_first_of(" \t", at), line.size());
     const std::string entry(line.substr(at, end - at));
@@ -286,18 +287,16 @@ void import_sparse(const std::string& texts, const std::string& pairs, Import& i
     fail(Exit::input,
          "%s:1: expected the numbers of rows and of labels, %ld, found '%.40s'; it belongs to another set",
          pairs.c_str(), import.labels.rows, labels.line.c_str());
-  std::string uid;
-  each_line(texts, import, side, [&](const std::string& line, int64_t number, Row& row) -> Side& {
+  each_line(texts, import, &side, [&](const std::string& line, int64_t number) {
     while (labels.number < number + 1 && labels.next()) {
     }
-    uid = std::to_string(number - 1), row.uid = uid, row.title = line;
+    Row row{std::to_string(number - 1), line, "", {}};
     try {
-      if (labels.line.size() > longest_line) throw BadLine{format("longer than %zu bytes", longest_line)};
-      if (labels.number == number + 1) read_sparse(labels.line, columns, row.labels);
+      read_sparse(labels.line, columns, row.labels);  // of nothing, behind the last line
     } catch (const BadLine& bad) {
       throw BadLine{format("line %ld of %s: %s", number + 1, pairs.c_str(), bad.what.c_str())};
     }
-    return side;
+    side.add(row);
   });
   while (labels.next()) {
   }
@@ -311,19 +310,16 @@ void import_sparse(const std::string& texts, const std::string& pairs, Import& i
 void import_filter(const std::string& path, Import& import, const std::string& name, const Side& side) {
   if (path.empty()) return;
   std::set<std::pair<int32_t, int32_t>> pairs;
-  each_good_line(
-      path, import,
-      [&](const std::string& line, int64_t) {
-        long query = -1, label = -1;
-        int read = 0;
-        if (sscanf(line.c_str(), "%ld %ld%n", &query, &label, &read) != 2 || read != std::ssize(line))
-          throw BadLine{"not a query and a label"};
-        if (query < 0 || query >= side.rows || label < 0 || label >= import.labels.rows)
-          throw BadLine{format("query %ld and label %ld, expected up to %ld and %ld", query, label,
-                               side.rows - 1, import.labels.rows - 1)};
-        pairs.emplace(query, label);
-      },
-      [] {});
+  each_line(path, import, nullptr, [&](const std::string& line, int64_t) {
+    long query = -1, label = -1;
+    int read = 0;
+    if (sscanf(line.c_str(), "%ld %ld%n", &query, &label, &read) != 2 || read != std::ssize(line))
+      throw BadLine{"not a query and a label"};
+    if (query < 0 || query >= side.rows || label < 0 || label >= import.labels.rows)
+      throw BadLine{format("query %ld and label %ld, expected up to %ld and %ld", query, label, side.rows - 1,
+                           import.labels.rows - 1)};
+    pairs.emplace(query, label);
+  });
   OutFile offsets(import.out.file(name + ".filter.offsets")),
       labels(import.out.file(name + ".filter.labels"));
   int64_t count = 0;
@@ -339,32 +335,24 @@ void import_filter(const std::string& path, Import& import, const std::string& n
 // ---- lines with label names -------------------------------------------------------------------------------
 
 void import_tsv(const std::string& path, Import& import) {
-  std::string uid;
-  each_line(path, import, import.train, [&](std::string_view line, int64_t number, Row& row) -> Side& {
+  each_line(path, import, &import.train, [&](std::string_view line, int64_t number) {
     const size_t tab = std::min(line.find('\t'), line.size());
     if (tab == 0) throw BadLine{"the text before the first tab is empty"};
-    uid = std::to_string(number);
-    row = {uid, line.substr(0, tab), "", {}};
+    std::vector<std::string_view> names;
     for (size_t begin, end = tab; (begin = line.find_first_not_of('\t', end)) != line.npos;) {
       end = std::min(line.find('\t', begin), line.size());
-      const std::string_view name = line.substr(begin, end - begin);
-      row.labels.insert(import.label(name, name));
+      names.push_back(line.substr(begin, end - begin));
     }
-    if (row.labels.empty()) throw BadLine{"no tab and label after the text"};
-    return import.side_of(row.title);
+    if (names.empty()) throw BadLine{"no tab and label after the text"};
+    const std::string_view text = line.substr(0, tab);
+    import.add({std::to_string(number), text, "", {}}, names, text);
   });
 }
 
 void import_json_lines(const std::string& path, Import& import) {
-  dom::parser parser;
-  std::string uid;
-  each_line(path, import, import.train, [&](const std::string& line, int64_t number, Row& row) -> Side& {
-    dom::object object;
-    if (parser.parse(line).get(object)) throw BadLine{"not a valid JSON object"};
-    uid = std::to_string(number);
-    row.uid = has(object, "uid") ? text_field(object, "uid") : uid;
+  each_object(path, import, import.train, [&](const dom::object& object, int64_t number, Row& row) {
+    row.uid = has(object, "uid") ? text_field(object, "uid") : std::to_string(number);
     row.title = text_field(object, has(object, "title") ? "title" : "text");
-    if (has(object, "content")) row.content = text_field(object, "content");
     std::vector<std::string_view> names;
     for (const dom::element label : field<dom::array>(object, "labels")) {
       std::string_view name;
@@ -373,8 +361,7 @@ void import_json_lines(const std::string& path, Import& import) {
       names.push_back(name);
     }
     if (names.empty() || (row.title.empty() && row.content.empty())) throw BadLine{"no label, or no text"};
-    for (const std::string_view name : names) row.labels.insert(import.label(name, name));
-    return import.side_of(row.title);
+    import.add(row, names, row.title);
   });
 }
 
@@ -442,11 +429,8 @@ ImportSummary import_debian_index(const std::string& stanzas, const std::string&
          "apt-cache dumpavail: expected packages that recommend others, found none; run 'apt-get update'");
   Import import(folder, options);
   for (const auto& name : labels) import.label(name, packages[name].title);
-  for (const auto& [name, package] : packages) {
-    Row row{name, package.title, "", {}};
-    for (const auto& target : package.targets) row.labels.insert(import.label(target, ""));
-    if (!row.labels.empty()) import.side_of(name).add(row);
-  }
+  for (const auto& [name, package] : packages)
+    if (!package.targets.empty()) import.add({name, package.title, "", {}}, package.targets, name);
   return import.finish(sha256_hex(stanzas), false);
 }
 
@@ -477,13 +461,12 @@ ImportSummary import_dataset(const std::string& source, const std::string& folde
     files = {find("Y.txt"), find("trn_X.txt"), find("trn_X_Y.txt"), find("tst_X.txt"), find("tst_X_Y.txt")};
   else if (folder_of_files)
     files = {find("lbl.json"), find("trn.json"), find("tst.json")};
-  const size_t filters = files.size();
-  if (folder_of_files)
-    for (const char* side : {"train", "test"})
-      files.push_back(find_file(source,
-                                {format("filter_labels_%s.txt", side),
-                                 format("%s_filter_labels.txt", side[1] == 'r' ? "trn" : "tst")},
-                                true));
+  std::string train_filter, test_filter;
+  if (folder_of_files) {
+    train_filter = find_file(source, {"filter_labels_train.txt", "trn_filter_labels.txt"}, true);
+    test_filter = find_file(source, {"filter_labels_test.txt", "tst_filter_labels.txt"}, true);
+    files.insert(files.end(), {train_filter, test_filter});
+  }
   Sha sha;  // of the files as they are, compressed or not
   double kilobytes = 0;
   for (const auto& path : files) {
@@ -495,13 +478,10 @@ ImportSummary import_dataset(const std::string& source, const std::string& folde
   Import import(folder, options);
   if (options.progress) import.progress.emplace("importing " + source, kilobytes, "kB");
   if (sparse) {
-    std::string uid;
-    each_line(files[0], import, import.labels,
-              [&](const std::string& line, int64_t number, Row& row) -> Side& {
-                uid = std::to_string(number - 1), row.uid = uid, row.title = line;
-                import.label_of.try_emplace(line, import.labels.rows);
-                return import.labels;
-              });
+    each_line(files[0], import, &import.labels, [&](const std::string& line, int64_t number) {
+      import.label_of.try_emplace(line, import.labels.rows);
+      import.labels.add({std::to_string(number - 1), line, "", {}});
+    });
     import_sparse(files[1], files[2], import, import.train);
     import_sparse(files[3], files[4], import, import.test);
   } else if (folder_of_files) {
@@ -513,10 +493,8 @@ ImportSummary import_dataset(const std::string& source, const std::string& folde
   } else {
     import_tsv(source, import);
   }
-  if (folder_of_files) {
-    import_filter(files[filters], import, "train", import.train);
-    import_filter(files[filters + 1], import, "test", import.test);
-  }
+  import_filter(train_filter, import, "train", import.train);
+  import_filter(test_filter, import, "test", import.test);
   import.progress.reset();
   const ImportSummary& done = import.done;
   if (done.bad_lines && !options.skip_bad) {

@@ -55,8 +55,6 @@ Command data_import_command() {
       .name = "data import",
       .summary = "turn the repository's raw or sparse format, TSV or JSON lines into a dataset folder",
       .arguments = "SOURCE DIR",
-      .least_arguments = 2,
-      .most_arguments = 2,
       .examples =
           "  quest data import LF-Amazon-131K/ amazon\n"
           "  quest data import my.tsv mine        (lines: text<TAB>label<TAB>label...)\n"
@@ -73,8 +71,6 @@ Command data_debian_command() {
       .name = "data debian",
       .summary = "make a dataset from this machine's package index (apt-cache dumpavail)",
       .arguments = "DIR",
-      .least_arguments = 1,
-      .most_arguments = 1,
       .examples = "  quest data debian packages\n",
       .options = {{"name", 0, &o->name, "NAME", "of the dataset; without it the folder's name"}},
       .run = [o](const std::vector<std::string>& a) { return report(import_debian_index(a[0], *o), a[0]); }};

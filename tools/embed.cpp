@@ -39,16 +39,11 @@ int embed(const EmbedOptions& o, const std::vector<std::string>& arguments) {
   if (path.empty()) encoder.placement = Placement::none, encoder.prompt = {};
   Corpus corpus;
   std::vector<int32_t> numbers;
-  for (const std::string& title : read_texts(arguments)) {
-    const std::string text = join_text(title, "", o.label ? s.label_text : s.query_text, s.keep_empty);
-    numbers.push_back(corpus.add(*engine.tokenizer, s.length, text));
-  }
-  std::vector<Text> list;
-  for (const int32_t n : numbers) list.push_back(corpus.text(n));
-  const auto e =
-      engine.embed(encoder, list, prompt.mean.empty() ? View{} : engine.view(prompt.mean), "texts");
-  write_npy(o.out, {e.data(), std::ssize(list), engine.width()});
-  printf("%s: %zu unit vectors of width %ld\n", o.out.c_str(), list.size(), engine.width());
+  for (const std::string& text : read_texts(arguments))
+    numbers.push_back(corpus.add(*engine.tokenizer, s, text, "", o.label ? s.label_text : s.query_text));
+  const auto e = engine.embed(encoder, corpus.texts, numbers, engine.view(prompt.mean), "texts");
+  write_npy(o.out, {e.data(), std::ssize(numbers), engine.width()});
+  printf("%s: %zu unit vectors of width %ld\n", o.out.c_str(), numbers.size(), engine.width());
   return 0;
 }
 
@@ -81,13 +76,11 @@ Command embed_command() {
   return {.name = "embed",
           .summary = "unit vectors of texts, from the arguments or one a line from stdin, as .npy",
           .arguments = "[TEXT...]",
-          .most_arguments = 10000,
           .examples = "  quest embed --run runs/first --out vectors.npy < texts\n",
           .options = std::move(options),
           .prepare =
               [o] {
                 if (!o->run.empty()) o->settings = read_config(o->run);
-                return o->run.empty();
               },
           .run = [o](const std::vector<std::string>& texts) { return embed(*o, texts); }};
 }
@@ -96,8 +89,6 @@ Command export_command() {
   return {.name = "export",
           .summary = "write a run's prompt as a folder that PEFT loads",
           .arguments = "RUN DIR",
-          .least_arguments = 2,
-          .most_arguments = 2,
           .examples = "  quest export runs/first prompt-for-peft\n",
           .run = [](const std::vector<std::string>& a) { return export_prompt(a[0], a[1]); }};
 }

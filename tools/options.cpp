@@ -13,7 +13,6 @@
 
 #include "kernels/base/error.h"
 #include "kernels/base/json.h"
-#include "kernels/base/words.h"
 
 namespace quest {
 
@@ -108,27 +107,26 @@ static std::vector<std::string> set_options(const Command& command, int argc, ch
            expected(o).c_str(), code == ':' ? "nothing" : format("\"%s\"", optarg).c_str(), name);
   }
   const std::vector<std::string> arguments(argv + optind, argv + argc);
-  if (arguments.size() < command.least_arguments || arguments.size() > command.most_arguments)
+  const std::string& said = command.arguments;
+  const size_t words = said.empty() ? 0 : 1 + std::ranges::count(said, ' ');
+  const size_t least = said.starts_with('[') ? 0 : words, most = said.ends_with("...]") ? SIZE_MAX : words;
+  if (arguments.size() < least || arguments.size() > most)
     fail(Exit::usage, "quest %s: expected %s, found %zu argument(s); see quest %s --help", name,
          command.arguments.empty() ? "options only" : command.arguments.c_str(), arguments.size(), name);
   return arguments;
 }
 
 std::vector<std::string> parse_options(const Command& command, int argc, char** argv) {
-  std::vector<std::string> words(argv, argv + argc);  // getopt_long sorts them
-  const std::vector<std::string> arguments = set_options(command, argc, argv);
-  if (command.prepare()) return arguments;
-  std::vector<char*> again;
-  for (std::string& word : words) again.push_back(word.data());
-  again.push_back(nullptr);
-  return set_options(command, argc, again.data());
+  set_options(command, argc, argv);  // sorts argv: options first. Read again, it says the same
+  command.prepare();
+  return set_options(command, argc, argv);
 }
 
 // ---- JSON -------------------------------------------------------------------------------------------------
 
 void write_options(JsonWriter& out, std::span<const Option> options) {
   for (const Option& o : options) {
-    if (is_text(o) && !valid_utf8(*std::get<std::string*>(o.target)))
+    if (is_text(o) && !simdjson::validate_utf8(*std::get<std::string*>(o.target)))
       fail(Exit::usage, "--%s: expected UTF-8, found other bytes; write or name it otherwise",
            o.name.c_str());
     std::visit([&](const auto* value) { out.field(o.name, *value); }, o.target);
@@ -157,7 +155,7 @@ void read_options(const simdjson::dom::element& element, std::span<const Option>
 
 // ---- help and completion ----------------------------------------------------------------------------------
 
-std::string help_text(const Command& command) {
+static std::string help_text(const Command& command) {
   std::string out = format("%s.\n\nUsage: quest %s [OPTION...] %s\n", command.summary.c_str(),
                            command.name.c_str(), command.arguments.c_str());
   if (!command.options.empty()) out += "\nOptions:\n";
@@ -171,7 +169,7 @@ std::string help_text(const Command& command) {
   return command.examples.empty() ? out : out + "\nExamples:\n" + command.examples;
 }
 
-std::string help_text(std::span<const Command> commands) {
+static std::string help_text(std::span<const Command> commands) {
   std::string out =
       "quest: extreme multi-label text classification with a frozen language model and a soft prompt.\n\n"
       "Usage: quest COMMAND [OPTION...]\n\nCommands:\n";
@@ -181,7 +179,7 @@ std::string help_text(std::span<const Command> commands) {
          "eval \"$(quest completion)\" completes commands and options in bash.\n";
 }
 
-std::string bash_completion(std::span<const Command> commands) {
+static std::string bash_completion(std::span<const Command> commands) {
   std::string words = "help completion", cases;
   for (const Command& command : commands) {
     const size_t space = std::min(command.name.find(' '), command.name.size());

@@ -40,12 +40,11 @@ struct Option {
 struct Command {
   std::string name;            // one word, or two: "data import"
   std::string summary = {};    // one line
-  std::string arguments = {};  // as help shows them: "SOURCE DIR"
-  size_t least_arguments = 0, most_arguments = 0;
-  std::string examples = {};  // lines, each indented by two spaces
+  std::string arguments = {};  // as help shows them, and so many: "SOURCE DIR", "[MAYBE]", "[ANY...]"
+  std::string examples = {};   // lines, each indented by two spaces
   std::vector<Option> options = {};
-  // Called when all options are set; false when it changed them: then they are set once more.
-  std::function<bool()> prepare = [] { return true; };
+  // Called when all options are set, and may change their targets: then the options are set once more.
+  std::function<void()> prepare = [] {};
   std::function<int(const std::vector<std::string>&)> run =
       {};  // gets the arguments, returns the exit status
 };
@@ -61,10 +60,6 @@ void write_options(JsonWriter& out, std::span<const Option> options);
 // missing, unknown, of another type or out of range.
 void read_options(const simdjson::dom::element& object, std::span<const Option> options,
                   const std::string& place);
-
-std::string help_text(std::span<const Command> commands);
-std::string help_text(const Command& command);
-std::string bash_completion(std::span<const Command> commands);
 
 // main(): finds the command, parses, runs. Answers help, --help, --version and completion itself. An Error is
 // printed as "quest: sentence" on stderr and its code returned; anything else that is thrown, and a stdout

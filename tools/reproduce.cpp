@@ -80,8 +80,7 @@ void print_table(const std::string& folder, const std::map<std::string, Settings
 int reproduce(const ReproduceOptions& o) {
   const std::string folder = "runs/" + o.name;
   const auto all = table1_runs(o);
-  if (o.model.empty()) default_model_path();  // fetched while Ctrl-C still ends pip
-  Interrupt interrupt;
+  if (o.model.empty()) default_model_path();   // fetched while Ctrl-C still ends pip
   for (const char* quant : {"none", "nf4"}) {  // runs that share a model share its text pass
     std::vector<RunFolder> runs;
     for (const auto& [name, settings] : all) {
@@ -90,7 +89,7 @@ int reproduce(const ReproduceOptions& o) {
       if (settings.quant == quant && !exists(path + "/result.json"))
         runs.push_back(run_folder(settings, path));
     }
-    if (!runs.empty() && !run_jobs(runs, interrupt)) {
+    if (!runs.empty() && !run_jobs(runs)) {
       fprintf(stderr, "stopped; the same command goes on\n");
       return 130;
     }
@@ -106,8 +105,6 @@ Command reproduce_command() {
   return {.name = "reproduce",
           .summary = "the README's table of results for a dataset; goes on where it was stopped",
           .arguments = "table1",
-          .least_arguments = 1,
-          .most_arguments = 1,
           .examples = "  quest reproduce table1 --data foldoc --name table1-foldoc\n",
           .options = {{"data", 'd', &o->data, "DIR", "dataset folder; without it the default dataset"},
                       {"model", 'm', &o->model, "PATH", "as in quest train"},

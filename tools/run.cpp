@@ -1,4 +1,6 @@
 // quest predict, eval, info: what to do with a run, a model or a dataset.
+#include <simdjson.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
@@ -9,7 +11,6 @@
 #include "index/hnsw.h"
 #include "index/npy.h"
 #include "kernels/base/error.h"
-#include "kernels/base/words.h"
 #include "tools/commands.h"
 #include "tools/run.h"
 #include "train/job.h"
@@ -20,7 +21,7 @@ std::vector<std::string> read_texts(std::vector<std::string> texts) {
   const bool lines = texts.empty();
   for (std::string line; lines && std::getline(std::cin, line);) texts.push_back(line);
   for (size_t i = 0; i < texts.size(); ++i)
-    if (!valid_utf8(texts[i]))
+    if (!simdjson::validate_utf8(texts[i]))
       fail(Exit::input, "text %zu: expected UTF-8, found other bytes; convert it first", i + 1);
   return texts;
 }
@@ -77,20 +78,17 @@ struct Run {
     return s;
   }
   void add(std::string_view title, std::string_view content) {
-    const std::string text = join_text(title, content, settings.query_text, settings.keep_empty);
-    texts.push_back(corpus.add(*engine.tokenizer, settings.length, text));
+    texts.push_back(corpus.add(*engine.tokenizer, settings, title, content, settings.query_text));
   }
 
   // The best `k` labels of every text.
   Ranked search(int64_t k) {
-    std::vector<Text> list;
-    for (const int32_t t : texts) list.push_back(corpus.text(t));
     const View p = prompt.matrix("prompt", settings.prompt_rows, engine.width());
     const View mean = prompt.matrix("mean", settings.centre ? 1 : 0, engine.width());
     const View l = labels.matrix("labels", std::ssize(task.labels), engine.width());
-    const auto e = engine.embed(engine.encoder(settings, p), list, mean.rows ? mean : View{}, "texts");
+    const auto e = engine.embed(engine.encoder(settings, p), corpus.texts, texts, mean, "texts");
     const Vectors vectors{static_cast<const float*>(l.data), l.rows, l.cols},
-        queries{e.data(), std::ssize(list), l.cols};
+        queries{e.data(), std::ssize(texts), l.cols};
     if (!options.hnsw) return exact_top_k(queries, vectors, k, engine.threads);
     return Hnsw(folder + "/index.hnsw", l.rows, l.cols).search(queries, k, engine.threads);
   }
@@ -232,8 +230,6 @@ Command predict_command() {
   return {.name = "predict",
           .summary = "top labels and scores for texts, from the arguments or one a line from stdin",
           .arguments = "[TEXT...]",
-          .least_arguments = 0,
-          .most_arguments = 10000,
           .examples =
               "  quest predict \"a fast web server\"\n"
               "  quest predict --run runs/first --json < texts\n",
@@ -251,7 +247,6 @@ Command eval_command() {
       .name = "eval",
       .summary = "evaluate a run on its test queries",
       .arguments = "[LABELS.npy]",
-      .most_arguments = 1,
       .examples =
           "  quest eval --out lists.tsv\n"
           "  quest eval --data mine --bring queries.npy labels.npy\n",
@@ -285,8 +280,6 @@ Command info_command() {
   return {.name = "info",
           .summary = "what is in this model, dataset or run",
           .arguments = "PATH",
-          .least_arguments = 1,
-          .most_arguments = 1,
           .examples = "  quest info runs/first\n  quest info model.gguf\n",
           .run = [](const std::vector<std::string>& a) { return info(a[0]); }};
 }

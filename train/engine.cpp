@@ -1,24 +1,26 @@
 #include "train/engine.h"
 
 #include <algorithm>
+#include <csignal>
 
 #include "kernels/base/error.h"
 #include "kernels/base/progress.h"
-#include "kernels/base/random.h"
 #include "model/fetch.h"
 
 namespace quest {
 
-Interrupt::Interrupt() {
-  sigemptyset(&signals_);
-  sigaddset(&signals_, SIGINT);
-  sigaddset(&signals_, SIGTERM);
-  sigprocmask(SIG_BLOCK, &signals_, nullptr);
+void hold_interrupts() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGTERM);
+  sigprocmask(SIG_BLOCK, &signals, nullptr);
 }
 
-bool Interrupt::requested() {
-  const timespec now{0, 0};
-  return seen_ = seen_ || sigtimedwait(&signals_, nullptr, &now) > 0;
+bool interrupted() {
+  sigset_t waiting;
+  sigpending(&waiting);
+  return sigismember(&waiting, SIGINT) || sigismember(&waiting, SIGTERM);
 }
 
 Engine::Engine(const Settings& s)
@@ -62,17 +64,19 @@ View Engine::view(const std::vector<float>& data) const {
 }
 
 void Engine::normalize(std::vector<float>& data, View mean) {
-  ops.normalize(context, view(data), mean, view(data));
+  ops.normalize(context, view(data), mean.rows ? mean : View{}, view(data));
 }
 
-std::vector<float> Engine::embed(const Encoder& encoder, const std::vector<Text>& texts, View mean,
-                                 const char* label) {
-  const int64_t n = std::ssize(texts);
+std::vector<float> Engine::embed(const Encoder& encoder, const std::vector<Text>& texts,
+                                 const std::vector<int32_t>& numbers, View mean, const char* label) {
+  std::vector<Text> some;
+  for (const int32_t t : numbers) some.push_back(texts[t]);
+  const int64_t n = std::ssize(some);
   std::vector<float> out(n * width());
   Progress progress(label, n, "texts");
   for (int64_t first = 0, count; first < n; first += count) {
     count = std::min<int64_t>(256, n - first);
-    embed_texts(encoder, texts.data() + first, count, rows_of(view(out), first, count));
+    embed_texts(encoder, some.data() + first, count, rows_of(view(out), first, count));
     progress.add(count);
   }
   normalize(out, mean);
@@ -81,57 +85,46 @@ std::vector<float> Engine::embed(const Encoder& encoder, const std::vector<Text>
 
 std::string join_text(std::string_view title, std::string_view content, std::string_view pattern,
                       bool keep_empty) {
+  const std::pair<std::string_view, std::string_view> places[] = {{"{title}", title}, {"{content}", content}};
   std::string text;
   for (size_t at = 0, end; at <= pattern.size(); at = end + 2) {
     end = std::min(pattern.find(". ", at), pattern.size());
     std::string sentence;
     bool place = false, filled = false;
     for (std::string_view rest = pattern.substr(at, end - at); !rest.empty();) {
-      const auto fill = [&](std::string_view name, std::string_view value) {
-        if (!rest.starts_with(name)) return false;
-        rest.remove_prefix(name.size());
-        place = true, filled |= !value.empty();
-        sentence += value;
-        return true;
-      };
-      if (fill("{title}", title) || fill("{content}", content)) continue;
-      sentence += rest[0];
-      rest.remove_prefix(1);
+      std::string_view name = rest.substr(0, 1), value = name;  // a byte stands for itself
+      for (const auto& [known, by] : places)
+        if (rest.starts_with(known)) name = known, value = by, place = true, filled |= !by.empty();
+      sentence += value;
+      rest.remove_prefix(name.size());
     }
     if (keep_empty || !place || filled) text += (text.empty() ? "" : ". ") + sentence;
   }
   return text;
 }
 
-int32_t Corpus::add(const Tokenizer& tokenizer, int64_t length, const std::string& text) {
+int32_t Corpus::add(const Tokenizer& tokenizer, const Settings& s, std::string_view title,
+                    std::string_view content, const std::string& pattern) {
   std::vector<int32_t> ids;
-  tokenizer.encode(text, ids);
-  if (std::ssize(ids) > length) ids.resize(length);
+  tokenizer.encode(join_text(title, content, pattern, s.keep_empty), ids);
+  if (std::ssize(ids) > s.length) ids.resize(s.length);
   if (ids.empty()) ids.push_back(0);
-  const uint64_t hash = hash_bytes(ids.data(), ids.size() * sizeof(int32_t));
-  for (auto [at, end] = by_hash_.equal_range(hash); at != end; ++at) {
-    const Text t = this->text(at->second);
-    if (std::equal(ids.begin(), ids.end(), t.tokens, t.tokens + t.count)) return at->second;
-  }
-  const auto number = static_cast<int32_t>(size());
-  by_hash_.emplace(hash, number);
-  tokens_.insert(tokens_.end(), ids.begin(), ids.end());
-  offsets_.push_back(std::ssize(tokens_));
-  return number;
+  const auto [at, is_new] = numbers.try_emplace(ids, texts.size());
+  if (is_new) texts.push_back({at->first.data(), int32_t(ids.size()), {}}), tokens += ids.size();
+  return at->second;
 }
 
 TextCache::TextCache(Engine& engine, const Corpus& corpus, int64_t limit)
-    : last(corpus.size() * engine.width()), mean(last.size()) {
+    : texts(corpus.texts), last(texts.size() * engine.width()), mean(last.size()) {
   const int64_t row = key_value_bytes(*engine.model, engine.ops.activation);
-  for (int64_t i = 0; i < corpus.size(); ++i) texts.push_back(corpus.text(i));
-  Progress progress("text pass", corpus.tokens(), "tokens");
-  for (int64_t first = 0, count; first < corpus.size(); first += count) {
-    count = texts_per_pass(texts.data(), first, corpus.size(), engine.rows);
-    const int64_t tokens =
-        texts[first + count - 1].tokens + texts[first + count - 1].count - texts[first].tokens;
+  Progress progress("text pass", corpus.tokens, "tokens");
+  for (int64_t first = 0, count; first < std::ssize(texts); first += count) {
+    count = texts_per_pass(texts.data(), first, texts.size(), engine.rows);
+    int64_t tokens = 0;
+    for (int64_t i = first; i < first + count; ++i) tokens += texts[i].count;
     const int64_t size = tokens * row * engine.model->layers;
     const size_t mark = engine.arena.used();
-    engine.stop_if_asked();
+    if (interrupted()) throw Stopped{};
     text_pass(engine.encoder(), texts.data() + first, count,
               {engine.arena.array<std::byte>(size), tokens * row, tokens},
               rows_of(engine.view(last), first, count), rows_of(engine.view(mean), first, count));

@@ -1,8 +1,7 @@
 // Model, tokeniser, op table, threads and arena of one process, and how texts become embeddings with them.
 #pragma once
-#include <csignal>
+#include <map>
 #include <memory>
-#include <unordered_map>
 #include <vector>
 
 #include "kernels/base/arena.h"
@@ -13,17 +12,11 @@
 
 namespace quest {
 
-// Ctrl-C (and SIGTERM) as a question to ask between two pieces of work. Made before the first thread.
-class Interrupt {
- public:
-  Interrupt();
-  bool requested();
-
- private:
-  sigset_t signals_;
-  bool seen_ = false;
-};
-struct Stopped {};  // thrown between two pieces of work that a later --resume does again
+// Ctrl-C (and SIGTERM) as a question to ask between two pieces of work. hold_interrupts(), before the first
+// thread, lets the signals wait from then on; without it they end the program, and nothing ever waits.
+void hold_interrupts();
+bool interrupted();  // whether one waits
+struct Stopped {};   // thrown between two pieces of work that a later --resume does again
 
 struct Engine {
   explicit Engine(const Settings&);  // loads the model; throws Error
@@ -37,16 +30,13 @@ struct Engine {
   double flops = 0;  // counted so far: linear layers, 2 a weight and row
   Context context;
   int64_t rows;  // tokens of one pass
-  Interrupt* interrupt = nullptr;
 
   int64_t width() const { return model->width; }
   Encoder encoder() const { return {.model = *model, .context = context, .prompt = {}, .rows = rows}; }
   Encoder encoder(const Settings&, View prompt) const;  // placement and pooling of the settings
-  void stop_if_asked() const {
-    if (interrupt && interrupt->requested()) throw Stopped{};
-  }
-  // Unit embeddings [texts,d]; mean [1,d]: subtracted before normalisation, or absent.
-  std::vector<float> embed(const Encoder&, const std::vector<Text>& texts, View mean, const char* label);
+  // Unit embeddings [numbers,d] of some of the texts; mean [1,d]: subtracted before normalisation, or [0,d].
+  std::vector<float> embed(const Encoder&, const std::vector<Text>& texts,
+                           const std::vector<int32_t>& numbers, View mean, const char* label);
   void normalize(std::vector<float>& rows, View mean);  // rows [n,d], in place
   View view(const std::vector<float>& data) const;      // as rows of the model's width
 };
@@ -57,20 +47,17 @@ std::string join_text(std::string_view title, std::string_view content,
                       std::string_view pattern = "{title}. {content}", bool keep_empty = false);
 
 // The distinct texts of a job, as tokens. Texts of the same tokens are one text.
-class Corpus {
- public:
-  // Adds a text, cut at `length` tokens, and returns its number. One without any token becomes the token 0.
-  int32_t add(const Tokenizer&, int64_t length, const std::string& text);
-  int64_t size() const { return std::ssize(offsets_) - 1; }
-  int64_t tokens() const { return offsets_.back(); }
-  Text text(int64_t i) const {
-    return {tokens_.data() + offsets_[i], int32_t(offsets_[i + 1] - offsets_[i]), {}};
-  }
+struct Corpus {
+  std::map<std::vector<int32_t>, int32_t> numbers;  // of texts, by their tokens
+  std::vector<Text> texts;                          // point into the map's keys
+  int64_t tokens = 0;                               // of all texts
 
- private:
-  std::vector<int32_t> tokens_;
-  std::vector<int64_t> offsets_{0};
-  std::unordered_multimap<uint64_t, int32_t> by_hash_;
+  Corpus() = default;
+  Corpus(Corpus&&) = delete;
+  // Adds a text that reads as the pattern and the settings say, and returns its number. One without any token
+  // becomes the token 0.
+  int32_t add(const Tokenizer&, const Settings&, std::string_view title, std::string_view content,
+              const std::string& pattern);
 };
 
 // Keys and values of the corpus' texts (suffix placement), as many as fit, and every text's embedding without

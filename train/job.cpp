@@ -55,13 +55,11 @@ class Job {
   }
   void prepare(const std::string& config);
   double work(double tokens_a_text) const;
-  bool run(const TextCache&, const Phases& shared, Interrupt&);
+  void run(const TextCache&, const Phases& shared);
 
  private:
   std::vector<Scores> baselines(const Side& training, const Side& to);
   void choose_tfidf();
-  std::vector<float> embed(Trainer&, const std::vector<float>& prompt, const std::vector<int32_t>& texts,
-                           const char* label);
   Scores score(const std::string& name, const Side&, const std::vector<float>& queries,
                const std::vector<float>& labels);
   void choose_untrained(Trainer&, const TextCache&);
@@ -139,12 +137,6 @@ void Job::choose_tfidf() {
   phases_.end("tfidf");
 }
 
-std::vector<float> Job::embed(Trainer& trainer, const std::vector<float>& prompt,
-                              const std::vector<int32_t>& texts, const char* label) {
-  engine_.stop_if_asked();
-  return trainer.embed(prompt, texts, label);
-}
-
 Scores Job::score(const std::string& name, const Side& side, const std::vector<float>& queries,
                   const std::vector<float>& labels) {
   const int64_t d = engine_.width();
@@ -163,25 +155,21 @@ void Job::choose_untrained(Trainer& trainer, const TextCache& cache) {
     for (const int32_t t : texts) out.insert(out.end(), state.begin() + t * d, state.begin() + (t + 1) * d);
     return out;
   };
-  const auto without = [&](const char* name, const std::vector<float>& state, bool centred,
-                           const Side& side) {
-    std::vector<float> queries = rows(state, side.texts), labels = rows(state, task_.label_texts);
-    const std::vector<float> centre = centred ? mean_of_rows(labels, d) : std::vector<float>();
-    for (auto* e : {&queries, &labels}) engine_.normalize(*e, centred ? engine_.view(centre) : View{});
-    return score(name, side, queries, labels);
-  };
-  const std::vector<float>& prompt = trainer.state.start;
-  std::vector<float> labels;  // with the start prompt, once for both sides
-  const auto variant = [&](size_t i, const Side& side) {
-    if (i == 0) return without("no prompt, last token", cache.last, false, side);
-    if (i == 1) return without("no prompt, centred mean", cache.mean, true, side);
-    if (labels.empty()) labels = embed(trainer, prompt, task_.label_texts, "start prompt, labels");
-    return score("start prompt", side, embed(trainer, prompt, side.texts, "start prompt, queries"), labels);
-  };
+  const std::vector<float> centre = mean_of_rows(rows(cache.mean, task_.label_texts), d);
+  const char* const names[] = {"no prompt, last token", "no prompt, centred mean", "start prompt"};
   for (size_t i = 0; i < 3; ++i) {
-    untrained_.push_back(variant(i, task_.test));
+    const auto embedded = [&](const std::vector<int32_t>& texts) {
+      if (interrupted()) throw Stopped{};
+      if (i == 2) return trainer.embed(trainer.state.start, texts, names[i]);
+      std::vector<float> e = rows(i == 0 ? cache.last : cache.mean, texts);
+      engine_.normalize(e, i == 0 ? View{} : engine_.view(centre));
+      return e;
+    };
+    const std::vector<float> labels = embedded(task_.label_texts);
+    untrained_.push_back(score(names[i], task_.test, embedded(task_.test.texts), labels));
     if (task_.validation.queries.empty()) continue;
-    untrained_objective_.push_back(objective(variant(i, task_.validation).filtered));
+    const auto check = score(names[i], task_.validation, embedded(task_.validation.texts), labels);
+    untrained_objective_.push_back(objective(check.filtered));
     if (untrained_objective_[i] > untrained_objective_[untrained_best_]) untrained_best_ = i;
   }
   phases_.end("untrained");
@@ -203,8 +191,9 @@ void Job::build_index(const std::vector<float>& labels, const std::vector<float>
 
 void Job::evaluate_trained(Trainer& trainer) {
   const TrainState& state = trainer.state;
-  const auto queries = embed(trainer, state.best, task_.test.texts, "trained prompt, queries");
-  const auto labels = embed(trainer, state.best, task_.label_texts, "trained prompt, labels");
+  const auto queries = trainer.embed(state.best, task_.test.texts, "trained prompt, queries");
+  if (interrupted()) throw Stopped{};
+  const auto labels = trainer.embed(state.best, task_.label_texts, "trained prompt, labels");
   trained_ = score("trained prompt", task_.test, queries, labels);
   for (const auto& [name, values] : {std::pair("P@1", &Metrics::p1), std::pair("R@10", &Metrics::r10)})
     gain_.emplace_back(name, paired_bootstrap(untrained_[untrained_best_].filtered.*values,
@@ -274,13 +263,13 @@ std::string Job::summary() const {
 }
 
 // cache: of all texts; shared: what it took, and what else all jobs took together.
-bool Job::run(const TextCache& cache, const Phases& shared, Interrupt& interrupt) {
+void Job::run(const TextCache& cache, const Phases& shared) {
   phases_.list.insert(phases_.list.end(), shared.list.begin(), shared.list.end());
   phases_.begin();
   choose_tfidf();
   Trainer trainer(engine_, task_, cache.texts, folder_);
   if (!trainer.resume()) trainer.start();
-  if (!trainer.run(interrupt)) return false;
+  trainer.run();
   phases_.end("training", trainer.state.flops);
   choose_untrained(trainer, cache);
   evaluate_trained(trainer);
@@ -289,20 +278,18 @@ bool Job::run(const TextCache& cache, const Phases& shared, Interrupt& interrupt
   phases_.list.push_back(total);
   write_file(folder_ + "/summary.txt", summary());
   write_file(folder_ + "/result.json", result(trainer.state));
-  return true;
 }
 
 // FLOP/s of one pass over some texts, after one to warm up.
 double measured_speed(Engine& engine, const Corpus& corpus) {
-  std::vector<Text> some;
-  double tokens = 0, seconds = 0;
-  for (int64_t i = 0; i < corpus.size() && tokens < 1000; tokens += some.back().count)
-    some.push_back(corpus.text(i++));
+  int64_t n = 0, tokens = 0;
+  double seconds = 0;
+  while (n < std::ssize(corpus.texts) && tokens < 1000) tokens += corpus.texts[n++].count;
   for (int i = 0; i < 2; ++i) {
     Scratch scope(engine.arena);
     const double start = now_seconds();
-    embed_texts(engine.encoder(), some.data(), std::ssize(some),
-                new_matrix(engine.context, std::ssize(some), engine.width(), Type::f32));
+    embed_texts(engine.encoder(), corpus.texts.data(), n,
+                new_matrix(engine.context, n, engine.width(), Type::f32));
     seconds = now_seconds() - start;
   }
   return tokens * pass_flops(*engine.model, 1, 1) / seconds;
@@ -323,12 +310,12 @@ Dataset open_job_data(const Settings& settings) {
   return open_dataset(folder);
 }
 
-bool run_jobs(const std::vector<RunFolder>& runs, Interrupt& interrupt) try {
+bool run_jobs(const std::vector<RunFolder>& runs) try {
+  hold_interrupts();
   std::deque<Task> tasks;  // bad data fails before the model is loaded
   for (const RunFolder& run : runs) tasks.emplace_back(run.settings, open_job_data(run.settings));
   const Settings& s = runs[0].settings;
   Engine engine(s);
-  engine.interrupt = &interrupt;
   std::deque<Job> jobs;
   for (size_t i = 0; i < runs.size(); ++i) jobs.emplace_back(runs[i].path, tasks[i], engine);
   for (size_t i = 0; i < runs.size(); ++i) jobs[i].prepare(runs[i].config);
@@ -339,11 +326,11 @@ bool run_jobs(const std::vector<RunFolder>& runs, Interrupt& interrupt) try {
   for (Task& task : tasks) task.collect_pairs(*engine.tokenizer, corpus);
   for (Task& task : tasks) task.collect_others(*engine.tokenizer, corpus);
   shared.end("tokenise");
-  const double length = static_cast<double>(corpus.tokens()) / corpus.size();
-  double work = corpus.tokens();
+  const double count = corpus.texts.size(), length = corpus.tokens / count;
+  double work = corpus.tokens;
   for (const Job& job : jobs) work += job.work(length);
   work *= pass_flops(*engine.model, 1, 1);
-  fprintf(stderr, "texts: %ld distinct ones of %.1f tokens; about %.0f TFLOP in all\n", corpus.size(), length,
+  fprintf(stderr, "texts: %.0f distinct ones of %.1f tokens; about %.0f TFLOP in all\n", count, length,
           work / 1e12);
   const double speed = measured_speed(engine, corpus);
   fprintf(stderr, "speed: %.0f GFLOP/s with kernels %s, %d threads; expected time %s\n", speed / 1e9,
@@ -354,10 +341,11 @@ bool run_jobs(const std::vector<RunFolder>& runs, Interrupt& interrupt) try {
   const auto half = static_cast<int64_t>(available_memory() / 2);  // the other half is for everything else
   const TextCache cache(engine, corpus, suffix ? std::min(s.text_cache, half) : -1);
   if (suffix)
-    fprintf(stderr, "text cache: %ld of %ld texts kept, %.2f GiB\n", cache.kept, corpus.size(),
+    fprintf(stderr, "text cache: %ld of %.0f texts kept, %.2f GiB\n", cache.kept, count,
             cache.bytes / 0x1p30);
   shared.end("text_pass");
-  return std::ranges::all_of(jobs, [&](Job& job) { return job.run(cache, shared, interrupt); });
+  for (Job& job : jobs) job.run(cache, shared);
+  return true;
 } catch (const Stopped&) {
   return false;
 }

@@ -18,7 +18,7 @@ struct RunFolder {
 // Runs jobs, each into its folder: config.json, metrics.jsonl, checkpoint, prompt, index, summary.txt (for
 // people) and result.json, which comes last. A run that was interrupted goes on where it stood. The first
 // one's settings of model and machine hold for all, and one text pass serves all; the bits are those of each
-// alone. Returns false when Ctrl-C stopped it.
-bool run_jobs(const std::vector<RunFolder>& runs, Interrupt&);
+// alone. Returns false when Ctrl-C stopped it, which it holds from here on.
+bool run_jobs(const std::vector<RunFolder>& runs);
 
 }  // namespace quest

@@ -95,27 +95,24 @@ void Task::draw_pairs(Threads& threads) {
   pairs = sample_pairs(data, {keep, label_counts}, options, threads, &report);
 }
 
-int32_t Task::add(const Tokenizer& tokenizer, Corpus& corpus, const Texts& texts, int64_t row,
-                  const std::string& pattern) const {
-  return corpus.add(tokenizer, settings.length,
-                    join_text(texts.title(row), texts.content(row), pattern, settings.keep_empty));
-}
-
 void Task::collect_pairs(const Tokenizer& t, Corpus& c) {
-  for (const DrawnPair& p : pairs) {
-    pair_texts.push_back(add(t, c, data.train.texts, p.query, settings.query_text));
-    add(t, c, data.labels, p.label, settings.label_text);
+  const Texts& queries = data.train.texts;
+  for (const auto& [q, l, key] : pairs) {
+    pair_texts.push_back(c.add(t, settings, queries.title(q), queries.content(q), settings.query_text));
+    c.add(t, settings, data.labels.title(l), data.labels.content(l), settings.label_text);
   }
 }
 
 void Task::collect_others(const Tokenizer& t, Corpus& c) {
-  const auto queries = [&](Side& side) {
-    for (const int32_t q : side.queries)
-      side.texts.push_back(add(t, c, side.split->texts, q, settings.query_text));
+  const auto collect = [&](const Texts& texts, const std::vector<int32_t>& rows, const std::string& pattern) {
+    std::vector<int32_t> numbers;
+    for (const int32_t i : rows)
+      numbers.push_back(c.add(t, settings, texts.title(i), texts.content(i), pattern));
+    return numbers;
   };
-  queries(validation);
-  for (const int32_t l : labels) label_texts.push_back(add(t, c, data.labels, l, settings.label_text));
-  queries(test);
+  validation.texts = collect(data.train.texts, validation.queries, settings.query_text);
+  label_texts = collect(data.labels, labels, settings.label_text);
+  test.texts = collect(data.test.texts, test.queries, settings.query_text);
 }
 
 int64_t Task::steps() const {

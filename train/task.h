@@ -51,9 +51,6 @@ struct Task {
 
   Side side(const Split&, std::vector<int32_t> queries) const;
   int64_t steps() const;  // of training
-
- private:
-  int32_t add(const Tokenizer&, Corpus&, const Texts&, int64_t row, const std::string& pattern) const;
 };
 
 }  // namespace quest

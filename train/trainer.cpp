@@ -149,10 +149,8 @@ Trainer::Trainer(Engine& engine, const Task& task, const std::vector<Text>& cach
 
 std::vector<float> Trainer::embed(const std::vector<float>& prompt, const std::vector<int32_t>& numbers,
                                   const char* label) {
-  std::vector<Text> texts;
-  for (const int32_t t : numbers) texts.push_back(cached_[t]);
-  return engine_.embed(engine_.encoder(settings_, engine_.view(prompt)), texts,
-                       state.mean.empty() ? View{} : engine_.view(state.mean), label);
+  return engine_.embed(engine_.encoder(settings_, engine_.view(prompt)), cached_, numbers,
+                       engine_.view(state.mean), label);
 }
 
 // Vocabulary rows of the start text: its last K tokens before a text's end, its first K before a text's
@@ -283,7 +281,7 @@ bool Trainer::resume() {
   return true;
 }
 
-bool Trainer::run(Interrupt& interrupt) {
+void Trainer::run() {
   const int64_t steps = task_.steps();
   MetricsFile metrics(folder_ + "/metrics.jsonl", state.step);
   const double warm = std::max(1.0, std::floor(settings_.warmup * steps));
@@ -321,15 +319,14 @@ bool Trainer::run(Interrupt& interrupt) {
     state.flops += engine_.flops - work;
     metrics.add(line.end().text());
     progress.add(1, format("loss %.3f, best R@10 %.1f at step %ld", loss, state.best_score, state.best_step));
-    const bool stop = interrupt.requested();
+    const bool stop = interrupted();
     if (validated || stop || now_seconds() - saved > 10) {
       metrics.sync();
       checkpoint();
       saved = now_seconds();
     }
-    if (stop) return false;
+    if (stop) throw Stopped{};
   }
-  return true;
 }
 
 }  // namespace quest

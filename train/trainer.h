@@ -47,9 +47,9 @@ class Trainer {
   // cached: the corpus' texts with keys and values (suffix placement).
   Trainer(Engine&, const Task&, const std::vector<Text>& cached, std::string folder);
 
-  void start();          // start prompt, its mean, its validation score
-  bool resume();         // from the checkpoint; false when there is none yet. Throws Error(input)
-  bool run(Interrupt&);  // to the end, or false when interrupted (a checkpoint was written)
+  void start();   // start prompt, its mean, its validation score
+  bool resume();  // from the checkpoint; false when there is none yet. Throws Error(input)
+  void run();     // to the end; throws Stopped when interrupted (a checkpoint was written)
 
   // Unit embeddings of texts of the corpus with a prompt.
   std::vector<float> embed(const std::vector<float>& prompt, const std::vector<int32_t>& texts,

@@ -1,4 +1,5 @@
-// Unicode text, by utf8proc: validity, and words as \w+ in lower case (letters, marks, digits, underscore).
+// Unicode text, by utf8proc: code points, and words as \w+ in lower case (letters, marks, digits,
+// underscore).
 #pragma once
 #include <utf8proc.h>
 
@@ -15,12 +16,6 @@ inline int32_t next_code_point(std::string_view text, size_t& at) {
                                   static_cast<utf8proc_ssize_t>(text.size() - at), &c);
   at += n > 0 ? static_cast<size_t>(n) : 1;
   return n > 0 ? c : -1;
-}
-
-inline bool valid_utf8(std::string_view text) {
-  for (size_t at = 0; at < text.size();)
-    if (next_code_point(text, at) < 0) return false;
-  return true;
 }
 
 inline void append_utf8(std::string& out, int32_t code_point) {

@@ -36,7 +36,6 @@ Command command(Settings& s) {
   return {.name = "train",
           .summary = "Train a prompt",
           .arguments = "[FILE]",
-          .most_arguments = 1,
           .examples = "  quest train --steps 3\n",
           .options = table(s),
           .run = [&s](const std::vector<std::string>&) { return static_cast<int>(s.steps % 100); }};
@@ -74,8 +73,6 @@ int run(std::vector<std::string> words, std::string* out = nullptr, std::string*
       {.name = "data import",
        .summary = "Import",
        .arguments = "A B",
-       .least_arguments = 2,
-       .most_arguments = 2,
        .run =
            [](const std::vector<std::string>& a) {
              return a == std::vector<std::string>{"x", "y"} ? 40 : 41;
