@@ -1,14 +1,26 @@
 // The op table of the CPU backend: the reference over float, and in place of what costs time the row kernels
-// of the path, matmul.cpp and cpu_attention.cpp. Rows are independent work items.
-#include "kernels/cpu_ops.h"
+// of the path and matmul.cpp. Rows (of attention: groups) are independent work items.
 #include "kernels/base/arena.h"
 #include "kernels/base/threads.h"
+#include "kernels/matmul.h"
 #include "kernels/ref.h"
-#include "kernels/tile_math.h"
 
 namespace quest {
 
 namespace {
+
+float* f32(const View& v, int64_t i) { return static_cast<float*>(v.data) + i * v.stride; }
+
+const RowKernels& kernels(const Context& c) { return *c.ops->kernel_path->row; }
+
+// Row i of any stored type as floats.
+void load_row(const Context& c, const View& v, int64_t i, float* to) {
+  kernels(c).decode[static_cast<int>(v.type)](v.data, i * v.stride, v.cols, to);
+}
+// Floats as row i of v (f32 or bf16), rounded once.
+void store_row(const Context& c, const float* x, const View& v, int64_t i) {
+  (v.type == Type::f32 ? kernels(c).store_f32 : kernels(c).store_bf16)(x, v.cols, false, row_pointer(v, i));
+}
 
 // f(row, scratch of `floats` floats of the thread) for every row.
 template <class F>
@@ -46,7 +58,8 @@ void rmsnorm_backward(const Context& c, View dy, View x, View w, double eps, Vie
 
 // ---- 4  rotary positions
 
-void turn(const Context& c, View x, const int32_t* positions, Turns turns, View y, float direction) {
+template <int direction>
+void turn(const Context& c, View x, const int32_t* positions, Turns turns, View y) {
   each_row(c, x.rows, x.cols, [&](int64_t i, float* yi) {
     kernels(c).turn(f32(x, i), f32(turns.table, positions[i]), turns.halves, turns.table.cols, direction,
                     x.cols, yi);
@@ -54,12 +67,79 @@ void turn(const Context& c, View x, const int32_t* positions, Turns turns, View 
   });
 }
 
-void rope(const Context& c, View x, const int32_t* positions, Turns turns, View y) {
-  turn(c, x, positions, turns, y, 1.0f);
+// ---- 5  attention; keys and values of a group are widened to fp32 once
+
+// Rows that the longest group sees.
+int64_t longest(const Group* groups, int64_t n) {
+  int64_t seen = 0;
+  for (int64_t g = 0; g < n; ++g) seen = std::max(seen, groups[g].context.rows + groups[g].rows);
+  return seen;
 }
 
-void rope_backward(const Context& c, View dy, const int32_t* positions, Turns turns, View dx) {
-  turn(c, dy, positions, turns, dx, -1.0f);
+// [context][own] rows of one group as fp32 [rows, 2*G*D].
+void widen_keys_values(const Context& c, const Group& g, int64_t layer, const View& kv, float* to) {
+  const auto decode = kernels(c).decode[static_cast<int>(kv.type)];
+  if (g.context.rows) decode(g.context.data + layer * g.context.layer_bytes, 0, g.context.rows * kv.cols, to);
+  for (int64_t i = 0; i < g.rows; ++i) load_row(c, kv, g.row + i, to + (g.context.rows + i) * kv.cols);
+}
+
+void attention(const Context& c, Heads heads, int64_t layer, const Group* groups, int64_t n, View q, View kv,
+               View out) {
+  const int64_t D = heads.size, share = heads.heads / heads.kv_heads, width = kv.cols;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(D));
+  const int64_t seen = longest(groups, n), each = seen * width + seen + 2 * q.cols;
+  Scratch scope(*c.arena);
+  float* scratch = c.arena->array<float>(each * c.threads->count());
+  c.threads->each(n, [&](int64_t index, int thread) {
+    const Group& g = groups[index];
+    float *wide = scratch + each * thread, *p = wide + seen * width, *qi = p + seen, *sum = qi + q.cols;
+    widen_keys_values(c, g, layer, kv, wide);
+    for (int64_t i = 0; i < g.queries; ++i) {
+      load_row(c, q, g.query + i, qi);
+      for (int64_t h = 0; h < heads.heads; ++h) {
+        const float* k = wide + h / share * D;
+        kernels(c).attention(qi + h * D, k, k + width / 2, D, width,
+                             g.context.rows + g.rows - g.queries + i + 1, scale, p, sum + h * D);
+      }
+      store_row(c, sum, out, g.query + i);
+    }
+  });
+}
+
+void attention_backward(const Context& c, Heads heads, int64_t layer, const Group* groups, int64_t n,
+                        View dout, View q, View kv, View dq, View dkv, View dcontext) {
+  const int64_t D = heads.size, share = heads.heads / heads.kv_heads, width = kv.cols;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(D));
+  const int64_t seen = longest(groups, n), each = 2 * seen * width + 2 * seen + q.cols;
+  const int64_t context_size = dcontext.data ? dcontext.rows * width : 0;
+  Scratch scope(*c.arena);
+  float* scratch = c.arena->array<float>(each * c.threads->count());
+  float* contributions = c.arena->array<float>(n * context_size);  // of every group to dcontext
+  c.threads->each(n, [&](int64_t index, int thread) {
+    const Group& g = groups[index];
+    float *wide = scratch + each * thread, *dwide = wide + seen * width, *p = dwide + seen * width;
+    float *dp = p + seen, *qi = dp + seen;
+    widen_keys_values(c, g, layer, kv, wide);
+    memset(dwide, 0, sizeof(float) * (g.context.rows + g.rows) * width);
+    for (int64_t i = 0; i < g.queries; ++i) {
+      load_row(c, q, g.query + i, qi);
+      const float* d = f32(dout, g.query + i);
+      float* dqi = f32(dq, g.query + i);
+      for (int64_t h = 0; h < heads.heads; ++h) {
+        const int64_t k = h / share * D, v = k + width / 2;
+        const int64_t count = g.context.rows + g.rows - g.queries + i + 1;
+        kernels(c).attention_backward(d + h * D, qi + h * D, wide + k, wide + v, D, width, count, scale, p,
+                                      dp, dqi + h * D, dwide + k, dwide + v);
+      }
+    }
+    if (context_size) memcpy(contributions + index * context_size, dwide, sizeof(float) * context_size);
+    for (int64_t i = 0; i < g.rows; ++i)
+      memcpy(row_pointer(dkv, g.row + i), dwide + (g.context.rows + i) * width, sizeof(float) * width);
+  });
+  c.threads->each(context_size ? dcontext.rows : 0, [&](int64_t r, int) {
+    for (int64_t g = 0; g < n; ++g)
+      axpy(1.0f, contributions + g * context_size + r * width, f32(dcontext, r), width);
+  });
 }
 
 // ---- 6  SwiGLU
@@ -91,8 +171,8 @@ Ops cpu_ops(const char* name, Type activation) {
   o.embed = embed, o.add = add;
   o.rmsnorm = rmsnorm, o.rmsnorm_backward = rmsnorm_backward;
   o.matmul = matmul, o.matmul_backward = matmul_backward;
-  o.rope = rope, o.rope_backward = rope_backward;
-  o.attention = cpu_attention, o.attention_backward = cpu_attention_backward;
+  o.rope = turn<1>, o.rope_backward = turn<-1>;
+  o.attention = attention, o.attention_backward = attention_backward;
   o.swiglu = swiglu, o.swiglu_backward = swiglu_backward;
   return o;
 }

@@ -59,7 +59,7 @@ struct Product {
   View x, w, y;
   Into into;
   bool forward, bf16, pairs;
-  int64_t inner, panels;
+  int64_t panels;
   float* packed_x;  // [row tile][panel][tile row][x_stride] words
 };
 
@@ -94,7 +94,7 @@ void pack_rows(const Product& p, int64_t tile) {
   for (int64_t panel = 0; panel < p.panels; ++panel)
     for (int64_t r = 0; r < p.path->rows; ++r) {
       const int64_t first = panel * panel_inner;
-      pack_row(p, tile * p.path->rows + r, first, std::min(panel_inner, p.inner - first),
+      pack_row(p, tile * p.path->rows + r, first, std::min(panel_inner, p.x.cols - first),
                p.packed_x + ((tile * p.panels + panel) * p.path->rows + r) * x_stride);
     }
 }
@@ -148,7 +148,7 @@ void multiply_block(const Product& p, int64_t column, int64_t begin, int64_t end
   const auto store = p.y.type == Type::f32 ? p.path->row->store_f32 : p.path->row->store_bf16;
   std::fill_n(sums, (end - begin) * column_tiles * tile_size, 0.0f);
   for (int64_t i = 0; i < p.panels; ++i) {
-    const int64_t first = i * panel_inner, count = std::min(panel_inner, p.inner - first);
+    const int64_t first = i * panel_inner, count = std::min(panel_inner, p.x.cols - first);
     pack_weights(p, column, column_tiles, first, count, panel);
     for (int64_t r = begin; r < end; ++r)
       for (int64_t c = 0; c < column_tiles; ++c)
@@ -162,7 +162,10 @@ void multiply_block(const Product& p, int64_t column, int64_t begin, int64_t end
             row_pointer(columns_of(p.y, column + c * columns, 1), row));
 }
 
-void multiply(const Context& context, Product p) {
+void multiply(const Context& context, View x, View w, View y, Into into, bool forward) {
+  const KernelPath* path = context.ops->kernel_path;
+  const bool bf16 = context.ops->activation == Type::bf16, pairs = bf16 && path->tile_pairs;
+  Product p{path, x, w, y, into, forward, bf16, pairs, tiles_of(x.cols, panel_inner), nullptr};
   Scratch scratch(*context.arena);
   const int64_t threads = context.threads->count(), blocks = tiles_of(p.y.cols, width);
   const int64_t most_tiles = tiles_of(std::min(p.x.rows, row_block), p.path->rows);
@@ -173,7 +176,6 @@ void multiply(const Context& context, Product p) {
   p.packed_x = context.arena->array<float>(most_tiles * p.path->rows * p.panels * x_stride);
   float* panels = context.arena->array<float>(threads * panel_inner * width);
   float* sums = context.arena->array<float>(threads * sums_size);
-  const View x = p.x, y = p.y;
   for (int64_t row = 0; row < x.rows; row += row_block) {
     p.x = rows_of(x, row, std::min(row_block, x.rows - row));
     p.y = rows_of(y, row, p.x.rows);
@@ -187,21 +189,14 @@ void multiply(const Context& context, Product p) {
   }
 }
 
-Product product(const Context& context, View x, View w, View y, Into into, bool forward) {
-  const KernelPath* path = context.ops->kernel_path;
-  const bool bf16 = context.ops->activation == Type::bf16;
-  const bool pairs = bf16 && path->tile_pairs;
-  return {path, x, w, y, into, forward, bf16, pairs, x.cols, tiles_of(x.cols, panel_inner), nullptr};
-}
-
 }  // namespace
 
 void matmul(const Context& context, View x, View w, View y, Into into) {
-  multiply(context, product(context, x, w, y, into, true));
+  multiply(context, x, w, y, into, true);
 }
 
 void matmul_backward(const Context& context, View dy, View w, View dx, Into into) {
-  multiply(context, product(context, dy, w, dx, into, false));
+  multiply(context, dy, w, dx, into, false);
 }
 
 }  // namespace quest

@@ -16,6 +16,8 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <optional>
+#include <string_view>
 
 namespace quest {
 
@@ -50,11 +52,20 @@ struct View {
 constexpr int64_t block_size = 32;  // packed types are decoded so many elements at a time, or a multiple
 
 struct Format {
+  const char* name;         // in a file; "" where no file has the type
   int64_t elements, bytes;  // of a block
 };
-constexpr Format formats[] = {{1, 4},   {1, 2},     {1, 2},     {32, 18},   {32, 20}, {32, 22}, {32, 24},
-                              {32, 34}, {256, 144}, {256, 176}, {256, 210}, {2, 1},   {1, 8},   {1, 16}};
+constexpr Format formats[] = {{"F32", 1, 4},      {"F16", 1, 2},      {"BF16", 1, 2},     {"Q4_0", 32, 18},
+                              {"Q4_1", 32, 20},   {"Q5_0", 32, 22},   {"Q5_1", 32, 24},   {"Q8_0", 32, 34},
+                              {"Q4_K", 256, 144}, {"Q5_K", 256, 176}, {"Q6_K", 256, 210}, {"", 2, 1},
+                              {"", 1, 8},         {"", 1, 16}};
 constexpr const Format& format_of(Type type) { return formats[static_cast<int>(type)]; }
+// The type that a GGUF or a tensor file calls so; nothing for other names.
+inline std::optional<Type> type_named(std::string_view name) {
+  for (const Format& f : formats)
+    if (name == f.name && !name.empty()) return static_cast<Type>(&f - formats);
+  return {};
+}
 
 // Of `cols` elements; of packed types a multiple of the block.
 inline int64_t row_bytes(Type type, int64_t cols) {
@@ -125,10 +136,6 @@ struct Ops {
 
   // x[i] = table[ids[i]]                                             table [V,d] packed, x [R,d] acc
   void (*embed)(const Context&, View table, const int32_t* ids, View x);
-  // x[i] = prompt[i mod K]                                           prompt [K,d] acc, x [n*K,d] acc
-  void (*repeat)(const Context&, View prompt, View x);
-  // dprompt[k] += sum over texts t, ascending, of dx[t*K+k]
-  void (*repeat_backward)(const Context&, View dx, View dprompt);
   // y[i] = x[rows[i]]                                                acc, acc
   void (*gather)(const Context&, View x, const int32_t* rows, View y);
   // dx[rows[i]] += dy[i], i ascending

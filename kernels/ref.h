@@ -95,19 +95,10 @@ struct Over {
     return total;
   }
 
-  // ---- 1  rows: embedding, repeated prompt, gather
+  // ---- 1  rows: embedding, gather
 
   static void embed(View table, const int32_t* ids, Mat x) {
     x.each([&](int64_t i, int64_t j) { x(i, j) = weight(table, ids[i], j); });
-  }
-
-  static void repeat(Mat prompt, Mat x) {
-    x.each([&](int64_t i, int64_t j) { x(i, j) = prompt(i % prompt.rows, j); });
-  }
-
-  // x[i] = prompt[i mod K]
-  static void repeat_backward(Mat dx, Mat dprompt) {
-    dx.each([&](int64_t i, int64_t j) { dprompt(i % dprompt.rows, j) += dx(i, j); });
   }
 
   static void gather(Mat x, const int32_t* rows, Mat y) {
@@ -440,9 +431,9 @@ constexpr Ops ref_ops() {
   o.activation = o.accumulator = sizeof(T) == 4   ? Type::f32
                                  : sizeof(T) == 8 ? Type::ref_double
                                                   : Type::ref_complex;
-  set<R::embed>(o.embed), set<R::repeat>(o.repeat), set<R::repeat_backward>(o.repeat_backward);
-  set<R::gather>(o.gather), set<R::gather_backward>(o.gather_backward), set<R::add>(o.add);
-  set<R::zero>(o.zero), set<R::rmsnorm>(o.rmsnorm), set<R::rmsnorm_backward>(o.rmsnorm_backward);
+  set<R::embed>(o.embed), set<R::gather>(o.gather), set<R::gather_backward>(o.gather_backward);
+  set<R::add>(o.add), set<R::zero>(o.zero);
+  set<R::rmsnorm>(o.rmsnorm), set<R::rmsnorm_backward>(o.rmsnorm_backward);
   set<R::matmul>(o.matmul), set<R::matmul_backward>(o.matmul_backward);
   set<R::rope>(o.rope), set<R::rope_backward>(o.rope_backward);
   set<R::attention>(o.attention), set<R::attention_backward>(o.attention_backward);

@@ -1,32 +1,15 @@
-// A register tile in AVX-512 BF16: 8 rows x 48 outputs. kernels/matmul.h says what it does.
+// A register tile in AVX-512 BF16: 8 rows x 48 outputs. Each 32-bit word of x and w holds the bf16 elements
+// of inner index 2k (low half) and 2k + 1.
 #include <immintrin.h>
-#include <stdint.h>
+
+#include "kernels/tile_product.h"
 
 namespace quest {
 
-// Each 32-bit word of x and w holds the bf16 elements of inner index 2k (low half) and 2k + 1.
 void tile_avx512bf16(const float* x, const float* w, float* acc, int64_t steps) {
-  constexpr int x_stride = 208, rows = 8, vectors = 3, columns = 16 * vectors;
-  __m512 sum[rows][vectors];
-#pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r)
-    for (int j = 0; j < vectors; ++j) sum[r][j] = _mm512_setzero_ps();
-#pragma GCC unroll 2
-  for (int64_t k = 0; k < steps; ++k) {
-    __m512bh weights[vectors];
-    for (int j = 0; j < vectors; ++j) weights[j] = (__m512bh)_mm512_load_ps(w + columns * k + 16 * j);
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) {
-      const __m512bh v = (__m512bh)_mm512_set1_ps(x[r * x_stride + k]);
-      for (int j = 0; j < vectors; ++j) sum[r][j] = _mm512_dpbf16_ps(sum[r][j], v, weights[j]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r)
-    for (int j = 0; j < vectors; ++j) {
-      float* to = acc + r * columns + 16 * j;
-      _mm512_store_ps(to, _mm512_add_ps(_mm512_load_ps(to), sum[r][j]));
-    }
+  multiply_tile<8, 3>(x, w, acc, steps, _mm512_setzero_ps(), [](__m512 sum, float a, __m512 b) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_ps(a), (__m512bh)b);
+  });
 }
 
 }  // namespace quest

@@ -27,16 +27,16 @@ static Pass begin(const Encoder& e, const Text* texts, int64_t n, bool of_prompt
     for (int32_t i = 0; i < last[t].rows; ++i) {
       const int32_t row = last[t].row + i, pooled_row = i - (last[t].rows - last[t].queries);
       positions[row] = last[t].context.rows + i;
-      if (!of_prompt) ids[row] = texts[t].tokens[i];
+      ids[row] = of_prompt ? i : texts[t].tokens[i];
       if (pooled_row < 0) continue;
       rows[last[t].query + pooled_row] = row;
       query_positions[last[t].query + pooled_row] = positions[row];
     }
   b.groups = groups, b.pooled = last, b.count = n;
-  b.positions = positions, b.query_rows = rows, b.query_positions = query_positions;
+  b.ids = ids, b.positions = positions, b.query_rows = rows, b.query_positions = query_positions;
   const Pass p = begin_pass(e.model, c, b, keep, store);
   if (of_prompt)
-    c.ops->repeat(c, e.prompt, p.layer[0].input);
+    c.ops->gather(c, e.prompt, ids, p.layer[0].input);
   else
     c.ops->embed(c, e.model.embedding, ids, p.layer[0].input);
   return p;

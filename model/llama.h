@@ -39,6 +39,26 @@ struct Model {
   int64_t kv_width() const { return 2 * heads.kv_heads * heads.size; }
 };
 
+// f(weight, layer or -1, llama.cpp's name, Hugging Face's name, rows, cols): every tensor of a llama, with
+// .weight behind its name. A norm has one row.
+void each_weight(auto& m, auto&& f) {
+  const int64_t d = m.width, q = m.q_width(), kv = m.kv_width() / 2;
+  f(m.embedding, -1, "token_embd", "embed_tokens", m.vocabulary, d);
+  f(m.final_norm, -1, "output_norm", "norm", 1, d);
+  for (int64_t l = 0; l < m.layers; ++l) {
+    auto& w = m.layer[l];
+    f(w.attention_norm, l, "attn_norm", "input_layernorm", 1, d);
+    f(w.q, l, "attn_q", "self_attn.q_proj", q, d);
+    f(w.k, l, "attn_k", "self_attn.k_proj", kv, d);
+    f(w.v, l, "attn_v", "self_attn.v_proj", kv, d);
+    f(w.o, l, "attn_output", "self_attn.o_proj", d, q);
+    f(w.mlp_norm, l, "ffn_norm", "post_attention_layernorm", 1, d);
+    f(w.gate, l, "ffn_gate", "mlp.gate_proj", m.mlp, d);
+    f(w.up, l, "ffn_up", "mlp.up_proj", m.mlp, d);
+    f(w.down, l, "ffn_down", "mlp.down_proj", d, m.mlp);
+  }
+}
+
 // Opens a GGUF file (version 2 or 3) or a Hugging Face folder of the llama architecture. Every offset, size,
 // shape, type and scale is checked; throws Error(input) naming file, tensor or key, expected and found.
 // nf4: the linear layers are quantised to NF4 with double quantisation.

@@ -15,6 +15,7 @@ struct Batch {
   const Group* pooled = nullptr;  // [count] the same groups in the last layer: only the Q query rows
   int64_t count = 0;
   int64_t rows = 0, queries = 0;             // R, Q
+  const int32_t* ids = nullptr;              // [R] token of each row, or row of the prompt
   const int32_t* positions = nullptr;        // [R] rope position of each row
   const int32_t* query_rows = nullptr;       // [Q] row of each query row, ascending
   const int32_t* query_positions = nullptr;  // [Q] its position

@@ -4,7 +4,7 @@
 #include <deque>
 
 #include "kernels/base/json.h"
-#include "model/load.h"
+#include "model/config.h"
 
 namespace quest {
 
@@ -43,11 +43,6 @@ void save_nf4(const Model& m, const std::string& folder) {
   std::deque<std::vector<float>> numbers;  // what the tensors of the file point to
   std::deque<Nf4Matrix> matrices;
   std::deque<std::string> states;
-  const auto f32 = [&](const std::string& name, std::vector<int64_t> shape, const float* data) {
-    int64_t count = 1;
-    for (const int64_t n : shape) count *= n;
-    out.tensors.emplace(name, Tensor("F32", std::move(shape), data, 4 * count));
-  };
   const auto plain = [&](const std::string& name, View w) {
     if (w.type != Type::f16 && w.type != Type::bf16) {
       numbers.push_back(decoded(w));
@@ -66,15 +61,17 @@ void save_nf4(const Model& m, const std::string& folder) {
     j.key("shape").array().value(w.rows).value(w.cols).end().field("nested_blocksize", nf4_nested_block);
     states.push_back(
         j.field("nested_dtype", "float32").field("nested_offset", double{q.offset}).end().text());
-    const auto bytes = [&](const std::string& part, std::vector<int64_t> shape, const auto& data) {
-      out.tensors.emplace(name + part, Tensor("U8", std::move(shape), data.data(), std::ssize(data)));
+    const auto add = [&](const std::string& part, const char* type, const auto& list) -> Tensor& {
+      const int64_t count = std::ssize(list), size = sizeof list[0];
+      return out.tensors.emplace(name + part, Tensor(type, {count}, std::data(list), count * size))
+          .first->second;
     };
-    bytes("", {std::ssize(q.codes), 1}, q.codes);
-    bytes(".absmax", {std::ssize(q.scale_codes)}, q.scale_codes);
-    bytes(".quant_state.bitsandbytes__nf4", {std::ssize(states.back())}, states.back());
-    f32(name + ".quant_map", {16}, nf4_book);
-    f32(name + ".nested_absmax", {std::ssize(q.nested)}, q.nested.data());
-    f32(name + ".nested_quant_map", {256}, nf4_scale_map().data());
+    add("", "U8", q.codes).shape.push_back(1);
+    add(".absmax", "U8", q.scale_codes);
+    add(".quant_state.bitsandbytes__nf4", "U8", states.back());
+    add(".quant_map", "F32", nf4_book);
+    add(".nested_absmax", "F32", q.nested);
+    add(".nested_quant_map", "F32", nf4_scale_map());
   };
   each_weight(m, [&](const View& w, int64_t l, auto, const std::string& part, int64_t rows, auto) {
     const std::string name = (l < 0 ? "model." : format("model.layers.%ld.", l)) + part + ".weight";

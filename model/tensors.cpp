@@ -52,22 +52,10 @@ Tensor read_entry(const MappedFile& file, std::string_view name, simdjson::dom::
   return {std::string(type), shape, data.data() + begin, bytes};
 }
 
-constexpr std::pair<std::string_view, Type> plain_types[] = {
-    {"F32", Type::f32}, {"F16", Type::f16}, {"BF16", Type::bf16}};
-
 }  // namespace
 
-std::optional<Type> plain_type(std::string_view name) {
-  for (const auto& [known, type] : plain_types)
-    if (known == name) return type;
-  return {};
-}
-
 Tensor::Tensor(const View& v)
-    : Tensor("", {v.rows, v.cols}, v.data, v.rows * v.cols * format_of(v.type).bytes) {
-  for (const auto& [name, known] : plain_types)
-    if (known == v.type) type = name;
-}
+    : Tensor(format_of(v.type).name, {v.rows, v.cols}, v.data, v.rows * v.cols * format_of(v.type).bytes) {}
 
 View TensorFile::matrix(const std::string& name, int64_t rows, int64_t cols) const {
   const auto found = tensors.find(name);

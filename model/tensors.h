@@ -2,7 +2,6 @@
 // and prompts in it; here prompts, checkpoints and label embeddings too.
 #pragma once
 #include <map>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,9 +20,6 @@ struct Tensor {
       : type(std::move(t)), shape(std::move(s)), data(static_cast<const std::byte*>(at)), bytes(n) {}
   Tensor(const View& v);  // of a plain type, stride == cols
 };
-
-// The plain type that Hugging Face calls F32, F16 or BF16; nothing for other names.
-std::optional<Type> plain_type(std::string_view name);
 
 struct TensorFile {
   std::map<std::string, Tensor> tensors;

@@ -5,6 +5,7 @@
 #include <functional>
 #include <queue>
 
+#include "kernels/base/error.h"
 #include "kernels/base/words.h"
 
 namespace quest {
@@ -96,11 +97,6 @@ size_t match_llama3(std::string_view text, size_t at) {
   for (size_t last = end; last > at; --last)
     if (line_end(last - 1)) return last;
   return space_end(text, at, end < text.size());
-}
-
-size_t match_end(Pattern pattern, std::string_view text, size_t at) {
-  return pattern == Pattern::llama3 ? match_llama3(text, at)
-                                    : match_gpt2(text, at, pattern == Pattern::smollm);
 }
 
 // Every byte that is not UTF-8 becomes U+FFFD.
@@ -247,7 +243,8 @@ void Tokenizer::encode_plain(std::string_view text, bool first, std::vector<int3
   if (text.empty()) return;
   if (pattern_ != Pattern::sentence_piece) {
     for (size_t at = 0, end; at < text.size(); at = end) {
-      end = match_end(pattern_, text, at);
+      end = pattern_ == Pattern::llama3 ? match_llama3(text, at)
+                                        : match_gpt2(text, at, pattern_ == Pattern::smollm);
       encode_piece(text.substr(at, end - at), ids);
     }
     return;

@@ -4,10 +4,11 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <map>
 #include <set>
 
 #include "kernels/base/json.h"
-#include "model/config.h"
+#include "model/gguf.h"
 #include "model/tokenizer.h"
 
 namespace quest {
@@ -20,32 +21,34 @@ void Vocabulary::refuse(const std::string& field, const std::string& expected,
 
 // ---- GGUF
 
-Vocabulary read_vocabulary(const Gguf& gguf, const std::string& path) {
+static Vocabulary read_gguf_vocabulary(const std::string& path) {
+  const MappedFile file(path);
+  const Gguf gguf(file);
   const std::string keys = "tokenizer.ggml.";
   Vocabulary v;
   v.file = path, v.place = "key " + keys;
   const std::string model = gguf.text(keys + "model"), pre = gguf.text(keys + "pre", "default");
-  constexpr std::pair<std::string_view, Pattern> patterns[] = {{"smollm", Pattern::smollm},
-                                                               {"gpt-2", Pattern::gpt2},
-                                                               {"llama-bpe", Pattern::llama3},
-                                                               {"llama3", Pattern::llama3}};
-  const auto found =
-      std::find_if(std::begin(patterns), std::end(patterns), [&](const auto& p) { return p.first == pre; });
-  if (model != "llama" && (model != "gpt2" || found == std::end(patterns)))
+  const std::map<std::string_view, Pattern> patterns = {{"smollm", Pattern::smollm},
+                                                        {"gpt-2", Pattern::gpt2},
+                                                        {"llama-bpe", Pattern::llama3},
+                                                        {"llama3", Pattern::llama3}};
+  const auto found = patterns.find(pre);
+  if (model != "llama" && (model != "gpt2" || found == patterns.end()))
     v.refuse("pre", "model llama, or model gpt2 with pre smollm, gpt-2 or llama-bpe",
              "model " + model + " with pre " + pre);
   const bool sentence_piece = model == "llama";
   v.pattern = sentence_piece ? Pattern::sentence_piece : found->second;
-  for (const std::string_view token : gguf.texts(keys + "tokens")) v.tokens.emplace_back(token);
-  for (const double kind : gguf.numbers(keys + "token_type", "array of integer")) {
-    if (kind < 1 || kind > 6) v.refuse("token_type", "types of 1 to 6", format("%g", kind));
+  for (const std::string_view token : gguf.list<std::string_view>(keys + "tokens"))
+    v.tokens.emplace_back(token);
+  for (const int64_t kind : gguf.list<int64_t>(keys + "token_type")) {
+    if (kind < 1 || kind > 6) v.refuse("token_type", "types of 1 to 6", std::to_string(kind));
     v.kinds.push_back(static_cast<Vocabulary::Kind>(kind));
   }
   if (sentence_piece) {
-    const auto& scores = gguf.numbers(keys + "scores", "array of float");
+    const std::vector<double> scores = gguf.list<double>(keys + "scores");
     v.scores.assign(scores.begin(), scores.end());
   } else {
-    for (const std::string_view merge : gguf.texts(keys + "merges")) {
+    for (const std::string_view merge : gguf.list<std::string_view>(keys + "merges")) {
       const size_t space = std::min(merge.find(' '), merge.size());
       v.merges.emplace_back(merge.substr(0, space), merge.substr(std::min(space + 1, merge.size())));
     }
@@ -179,7 +182,7 @@ Vocabulary read_tokenizer_json(const std::string& path) {
 
   // Which of the four it is shows in the pre-tokeniser.
   std::string said;
-  bool bytes = false, gpt2_pattern = false, marked = false;  // marked: spaces become U+2581
+  bool marked = false;  // spaces become U+2581
   each_member(json, "pre_tokenizer", "pretokenizers", [&](const std::string& key) {
     const std::string type = json.text(key + "/type");
     said += (said.empty() ? "" : ", ") + type;
@@ -198,17 +201,20 @@ Vocabulary read_tokenizer_json(const std::string& path) {
     }
     if (type == "ByteLevel") {
       if (json.flag(key + "/add_prefix_space", true)) v.refuse(key + "/add_prefix_space", "false", "true");
-      bytes = true, gpt2_pattern = json.flag(key + "/use_regex", true);
+      if (json.flag(key + "/use_regex", true)) said += " of GPT-2";
     }
   });
-  if (bytes && gpt2_pattern && said == "ByteLevel")
-    v.pattern = Pattern::gpt2;
-  else if (bytes && gpt2_pattern && said == "Digits one by one, ByteLevel")
-    v.pattern = Pattern::smollm;
-  else if (bytes && !gpt2_pattern && said == "Split of Llama 3, ByteLevel")
-    v.pattern = Pattern::llama3;
-  else if (!said.empty() && said != "Metaspace")
+  const std::map<std::string_view, Pattern> patterns = {
+      {"", Pattern::sentence_piece},
+      {"Metaspace", Pattern::sentence_piece},
+      {"ByteLevel of GPT-2", Pattern::gpt2},
+      {"Digits one by one, ByteLevel of GPT-2", Pattern::smollm},
+      {"Split of Llama 3, ByteLevel", Pattern::llama3}};
+  const auto found = patterns.find(said);
+  if (found == patterns.end())
     v.refuse("pre_tokenizer", "that of GPT-2, SmolLM2, Llama 3 or SentencePiece", said);
+  v.pattern = found->second;
+  const bool bytes = v.pattern != Pattern::sentence_piece;
   each_member(json, "normalizer", "normalizers", [&](const std::string& key) {
     const std::string type = json.text(key + "/type");
     if (type == "Prepend" && !bytes) {
@@ -227,11 +233,10 @@ Vocabulary read_tokenizer_json(const std::string& path) {
              "others");
   for (const char* key : {"model/continuing_subword_prefix", "model/end_of_word_suffix"})
     if (!json.text(key, "").empty()) v.refuse(key, "none", json.text(key));
-  simdjson::dom::object ids;
-  simdjson::dom::array merges, added;
-  if (json.root().at_pointer("/model/vocab").get(ids)) v.refuse("model/vocab", "an object", "none");
-  if (json.root().at_pointer("/model/merges").get(merges)) v.refuse("model/merges", "a list", "none");
-  const bool has_added = !json.root()["added_tokens"].get(added);
+  const auto ids = json.value<simdjson::dom::object>("model/vocab", "an object");
+  const auto merges = json.value<simdjson::dom::array>("model/merges", "a list");
+  const size_t added =
+      json.has("added_tokens") ? json.value<simdjson::dom::array>("added_tokens", "a list").size() : 0;
   const auto place = [&](int64_t id, std::string_view text, Vocabulary::Kind kind) {
     if (id < 0 || id > 1 << 24) v.refuse("id", "an id in [0, 2^24]", std::to_string(id));
     if (id >= std::ssize(v.tokens)) v.tokens.resize(id + 1), v.kinds.resize(id + 1, Vocabulary::unused);
@@ -245,8 +250,8 @@ Vocabulary read_tokenizer_json(const std::string& path) {
     const bool byte = !bytes && token.size() == 6 && token.starts_with("<0x") && token.ends_with(">");
     place(n, token, byte ? Vocabulary::byte : Vocabulary::normal);
   }
-  for (size_t i = 0; has_added && i < added.size(); ++i) {
-    const std::string key = "added_tokens/" + std::to_string(i) + "/";
+  for (size_t i = 0; i < added; ++i) {
+    const std::string key = format("added_tokens/%zu/", i);
     for (const char* side : {"lstrip", "rstrip", "single_word"})
       if (json.flag(key + side, false)) v.refuse(key + side, "false", "true");
     place(json.integer(key + "id"), json.text(key + "content"),
@@ -309,40 +314,31 @@ std::string sentence_piece_model(const Vocabulary& v) {
 }
 
 std::string tokenizer_json(const Vocabulary& v) {
-  const auto byte_level = [](JsonWriter& j, bool pattern) {
-    j.object().field("type", "ByteLevel").field("add_prefix_space", false).field("trim_offsets", true);
-    j.field("use_regex", pattern).end();
-  };
+  const std::string byte_level =
+      R"({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": )";
   JsonWriter j;
   j.object().field("version", "1.0").key("added_tokens").array();
   for (size_t i = 0; i < v.tokens.size(); ++i)
     if (v.kinds[i] == Vocabulary::control || v.kinds[i] == Vocabulary::user_defined) {
-      j.object()
-          .field("id", i)
-          .field("content", v.tokens[i])
-          .field("single_word", false)
-          .field("lstrip", false);
-      j.field("rstrip", false)
-          .field("normalized", false)
-          .field("special", v.kinds[i] == Vocabulary::control)
-          .end();
+      j.object().field("id", i).field("content", v.tokens[i]);
+      for (const char* no : {"single_word", "lstrip", "rstrip", "normalized"}) j.field(no, false);
+      j.field("special", v.kinds[i] == Vocabulary::control).end();
     }
-  j.end().key("normalizer").raw("null").key("pre_tokenizer");
-  if (v.pattern != Pattern::gpt2) j.object().field("type", "Sequence").key("pretokenizers").array().object();
-  if (v.pattern == Pattern::smollm) j.field("type", "Digits").field("individual_digits", true).end();
+  j.end().key("normalizer").raw("null");
+  j.key("pre_tokenizer").object().field("type", "Sequence").key("pretokenizers").array();
+  if (v.pattern == Pattern::smollm) j.raw(R"({"type": "Digits", "individual_digits": true})");
   if (v.pattern == Pattern::llama3) {
-    j.field("type", "Split").key("pattern").object().field("Regex", llama3_pattern).end();
+    j.object().field("type", "Split").key("pattern").object().field("Regex", llama3_pattern).end();
     j.field("behavior", "Isolated").field("invert", false).end();
   }
-  byte_level(j, v.pattern != Pattern::llama3);
-  if (v.pattern != Pattern::gpt2) j.end().end();
+  j.raw(byte_level + (v.pattern == Pattern::llama3 ? "false}" : "true}")).end().end();
   j.key("post_processor").object().field("type", "TemplateProcessing").key("single").array();
   const auto special = [&](int64_t id) {
     if (id >= 0)
       j.object().key("SpecialToken").object().field("id", v.tokens[id]).field("type_id", 0).end().end();
   };
   special(v.bos);
-  j.object().key("Sequence").object().field("id", "A").field("type_id", 0).end().end();
+  j.raw(R"({"Sequence": {"id": "A", "type_id": 0}})");
   special(v.eos);
   j.end().key("pair").array().end().key("special_tokens").object();
   for (const int64_t id : std::set{v.bos, v.eos})
@@ -350,8 +346,7 @@ std::string tokenizer_json(const Vocabulary& v) {
       j.key(v.tokens[id]).object().field("id", v.tokens[id]).key("ids").array().value(id).end();
       j.key("tokens").array().value(v.tokens[id]).end().end();
     }
-  j.end().end().key("decoder");
-  byte_level(j, true);
+  j.end().end().key("decoder").raw(byte_level + "true}");
   j.key("model").object().field("type", "BPE").field("ignore_merges", v.whole_pieces).key("vocab").object();
   for (size_t i = 0; i < v.tokens.size(); ++i)
     if (!v.tokens[i].empty()) j.field(v.tokens[i], i);
@@ -364,10 +359,7 @@ std::string tokenizer_json(const Vocabulary& v) {
 
 Vocabulary read_vocabulary(const std::string& path) {
   std::error_code ignored;
-  if (!std::filesystem::is_directory(path, ignored)) {
-    const MappedFile file(path);
-    return read_vocabulary(Gguf(file), path);
-  }
+  if (!std::filesystem::is_directory(path, ignored)) return read_gguf_vocabulary(path);
   if (exists(path + "/tokenizer.json")) return read_tokenizer_json(path + "/tokenizer.json");
   if (exists(path + "/tokenizer.model")) return read_sentence_piece(path + "/tokenizer.model");
   fail(Exit::input, "%s: expected tokenizer.json or tokenizer.model, found neither; fetch the whole model",

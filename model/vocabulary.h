@@ -6,8 +6,6 @@
 #include <utility>
 #include <vector>
 
-#include "model/gguf.h"
-
 namespace quest {
 
 // How text is cut before the merges. sentence_piece: not at all, a space is U+2581; the others work on bytes,
@@ -36,7 +34,6 @@ struct Vocabulary {
                            const std::string& found) const;
 };
 
-Vocabulary read_vocabulary(const Gguf& gguf, const std::string& path);
 // Of a model: a GGUF file, or a folder with tokenizer.json or tokenizer.model. Throws Error(input).
 Vocabulary read_vocabulary(const std::string& path);
 // Writes the tokeniser of a model into a Hugging Face folder: as tokenizer.json, or for SentencePiece

@@ -67,7 +67,7 @@ void loss_and_gradient(const Encoder& e, const StepBatch& b, int64_t micro, Keep
     op.pool_backward(c, p.batch.pooled, n, rows_of(de, first, n), dh);
     if (e.placement == Placement::suffix) gradients.input = new_matrix(c, p.batch.rows, d, op.accumulator);
     backward(p, dh, gradients);
-    if (e.placement == Placement::suffix) op.repeat_backward(c, gradients.input, dprompt);
+    if (e.placement == Placement::suffix) op.gather_backward(c, gradients.input, p.batch.ids, dprompt);
   }
   if (prefix.batch.rows) {  // once a step, after the last pass
     PassGradients of_prefix;

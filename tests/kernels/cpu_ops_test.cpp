@@ -273,13 +273,6 @@ TEST(CpuOps, RowsForward) {
            [](const Context& c, const auto& v, int64_t) { c.ops->add(c, v[0], v[1]); },
            [](Matrices& m, size_t, int64_t i, int64_t j) { return eps32 * std::abs(m[1].at(i, j)); }},
           b);
-    for (Bench* bench : {&b.one, &b.two, &b.seven}) {
-      Matrix y = f32(3 * rows, width);
-      Matrix prompt = f32(rows, width).random(r);
-      bench->ops.repeat(bench->context, prompt.view(), y.view());
-      for (int64_t i = 0; i < 3 * rows; ++i) EXPECT_TRUE(same_row(y, i, prompt, i % rows)) << "repeat " << i;
-      EXPECT_TRUE(y.padding_intact());
-    }
   });
 }
 
@@ -317,20 +310,17 @@ TEST(CpuOps, RowsBackward) {
   each_size([&](int64_t rows, int64_t width, Backends& b) {
     Matrix dy = f32(3 * rows, width).random(r), start = f32(rows, width).random(r);
     auto ids = random_rows(r, 3 * rows, rows);
-    Matrix repeated = start, gathered = start;
+    Matrix gathered = start;
     for (int64_t i = 0; i < 3 * rows; ++i)
       for (int64_t j = 0; j < width; ++j) {
         const auto to = ids[static_cast<size_t>(i)];
-        repeated.set(i % rows, j, static_cast<float>(repeated.at(i % rows, j) + dy.at(i, j)));
         gathered.set(to, j, static_cast<float>(gathered.at(to, j) + dy.at(i, j)));
       }
     for (Bench* bench : {&b.one, &b.two, &b.seven}) {
-      Matrix dprompt = start, dx = start;
-      number_padding(dprompt), number_padding(dx);
-      bench->ops.repeat_backward(bench->context, dy.view(), dprompt.view());
+      Matrix dx = start;
+      number_padding(dx);
       bench->ops.gather_backward(bench->context, dy.view(), ids.data(), dx.view());
-      expect_padding(dprompt, "repeat_backward"), expect_padding(dx, "gather_backward");
-      expect_close(dprompt, repeated, 0, "repeat_backward");
+      expect_padding(dx, "gather_backward");
       expect_close(dx, gathered, 0, "gather_backward");
     }
   });

@@ -27,13 +27,6 @@ Matrix step(Matrix& x, Matrix& dy, const Op& op) {
 
 TEST(Ref, Rows) {
   Random r(1);
-  Matrix prompt = Matrix(3, 5, D).random(r), dx = Matrix(12, 5, D).random(r),
-         dprompt = Matrix(3, 5, D).fill(0);
-  ref::Over<double>::repeat_backward(dx.view(), dprompt.view());
-  expect_gradient(
-      dprompt,
-      step(prompt, dx, [&](Matrix& p, Matrix& x) { ref::Over<Complex>::repeat(p.view(), x.view()); }),
-      "repeat");
   const int32_t rows[] = {2, 0, 2, 1};
   Matrix x = Matrix(3, 5, D).random(r), dy = Matrix(4, 5, D).random(r), dg = Matrix(3, 5, D).fill(0);
   ref::Over<double>::gather_backward(dy.view(), rows, dg.view());

@@ -9,7 +9,13 @@
 
 namespace quest {
 
-struct EmulatedLanes { uint32_t word[16]; };
+struct __attribute__((may_alias)) EmulatedLanes {
+  uint32_t word[16];
+  void operator+=(const EmulatedLanes& other) {
+    for (int i = 0; i < 16; ++i)
+      word[i] = std::bit_cast<uint32_t>(std::bit_cast<float>(word[i]) + std::bit_cast<float>(other.word[i]));
+  }
+};
 
 inline float flushed(float f) { return std::fpclassify(f) == FP_SUBNORMAL ? 0.0f : f; }
 
@@ -20,23 +26,10 @@ inline float emulated_dot(float sum, uint32_t a, uint32_t b) {
   return flushed(std::fma(flushed(low_a), flushed(low_b), high));
 }
 
-inline EmulatedLanes emulated_load(const float* from) {
-  EmulatedLanes v;
-  for (int i = 0; i < 16; ++i) v.word[i] = std::bit_cast<uint32_t>(from[i]);
-  return v;
-}
 inline EmulatedLanes emulated_set1(float f) {
   EmulatedLanes v;
   for (uint32_t& word : v.word) word = std::bit_cast<uint32_t>(f);
   return v;
-}
-inline void emulated_store(float* to, EmulatedLanes v) {
-  for (int i = 0; i < 16; ++i) to[i] = std::bit_cast<float>(v.word[i]);
-}
-inline EmulatedLanes emulated_add(EmulatedLanes a, EmulatedLanes b) {
-  for (int i = 0; i < 16; ++i)
-    a.word[i] = std::bit_cast<uint32_t>(std::bit_cast<float>(a.word[i]) + std::bit_cast<float>(b.word[i]));
-  return a;
 }
 inline EmulatedLanes emulated_dots(EmulatedLanes sum, EmulatedLanes a, EmulatedLanes b) {
   for (int i = 0; i < 16; ++i)
@@ -49,20 +42,14 @@ inline EmulatedLanes emulated_dots(EmulatedLanes sum, EmulatedLanes a, EmulatedL
 
 #define __m512 EmulatedLanes
 #define __m512bh EmulatedLanes
-#define _mm512_load_ps emulated_load
 #define _mm512_set1_ps emulated_set1
-#define _mm512_store_ps emulated_store
 #define _mm512_setzero_ps() EmulatedLanes{}
-#define _mm512_add_ps emulated_add
 #define _mm512_dpbf16_ps emulated_dots
 #define tile_avx512bf16 tile_emulated
 #include "kernels/tile_avx512bf16.cpp"
 #undef tile_avx512bf16
 #undef _mm512_dpbf16_ps
-#undef _mm512_add_ps
 #undef _mm512_setzero_ps
-#undef _mm512_store_ps
 #undef _mm512_set1_ps
-#undef _mm512_load_ps
 #undef __m512bh
 #undef __m512

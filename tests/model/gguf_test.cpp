@@ -89,7 +89,7 @@ TEST_F(GgufTest, LoadsTheTinyModel) {
     EXPECT_EQ(v.stride, cols) << name;
     EXPECT_EQ(std::memcmp(v.data, found->data.data(), found->data.size()), 0) << name;
     const std::byte* at = static_cast<const std::byte*>(v.data);
-    EXPECT_TRUE(at >= m->files[0].file.data() && at + found->data.size() <= m->files[0].file.data() + m->files[0].file.size()) << name;
+    EXPECT_TRUE(rows == 1 || (at >= m->files[0].file.data() && at + found->data.size() <= m->files[0].file.data() + m->files[0].file.size())) << name;
   };
   same(m->embedding, "token_embd.weight", Type::q8_0, 272, 64);
   same(m->final_norm, "output_norm.weight", Type::f32, 1, 64);
@@ -331,19 +331,20 @@ TEST_F(GgufTest, OtherWeightTypesAreNamed) {
   auto& norm = w.tensor("blk.1.ffn_norm.weight");
   norm.type = 1;
   norm.data.assign(128, '\0');
-  expect_refused(w, {"blk.1.ffn_norm.weight", "numbers of type F32"});
+  EXPECT_EQ(load(w.bytes())->layer[1].mlp_norm.type, Type::f32);
 }
 
 TEST_F(GgufTest, ShapesFollowTheMetadata) {
-  const auto refused = [&](const std::string& name, std::vector<uint64_t> ne, const std::string& expected) {
+  const auto refused = [&](const std::string& name, std::vector<uint64_t> ne, const std::string& expected,
+                           const std::string& found) {
     GgufWriter w = tiny_model();
     w.tensor(name).ne = ne;
-    expect_refused(w, {name, expected, std::to_string(ne[0]) + " x " + std::to_string(ne[1])});
+    expect_refused(w, {name, "expected " + expected + " (", "found " + found + ";"});
   };
-  refused("blk.0.ffn_down.weight", {64, 96}, "96 x 64");
-  refused("blk.1.attn_k.weight", {32, 64}, "64 x 32");
-  refused("blk.1.attn_v.weight", {64, 16, 2}, "64 x 32");
-  refused("output_norm.weight", {32, 2}, "64 x 1");
+  refused("blk.0.ffn_down.weight", {64, 96}, "64 x 96", "96 x 64");
+  refused("blk.1.attn_k.weight", {32, 64}, "32 x 64", "64 x 32");
+  refused("blk.1.attn_v.weight", {64, 16, 2}, "32 x 64", "2 x 16 x 64");
+  refused("output_norm.weight", {32, 2}, "64", "2 x 32");
   GgufWriter w = tiny_model();
   w.remove("tokenizer.ggml.tokens");
   EXPECT_EQ(load(w.bytes())->vocabulary, 272);
@@ -351,7 +352,7 @@ TEST_F(GgufTest, ShapesFollowTheMetadata) {
   expect_refused(w, {"token_embd.weight", "271 rows", "272"});
   w.remove("tokenizer.ggml.tokens");
   w.integer("llama.vocab_size", 271);
-  expect_refused(w, {"token_embd.weight", "64 x 271", "64 x 272"});
+  expect_refused(w, {"token_embd.weight", "271 x 64", "272 x 64"});
 }
 
 TEST_F(GgufTest, MissingTensorsAndKeysAreNamed) {
@@ -396,7 +397,7 @@ TEST_F(GgufTest, BadSizes) {
   refused("split.count", 2, "one file");
   GgufWriter w = tiny_model();
   w.entry("llama.block_count") = {"llama.block_count", 6, raw(2.0f)};
-  expect_refused(w, {"llama.block_count", "integer", "f32"});
+  expect_refused(w, {"llama.block_count", "integer", "2.0"});
   w = tiny_model();
   w.entry("llama.block_count") = {"llama.block_count", 5, raw<int32_t>(-2)};
   expect_refused(w, {"llama.block_count", "-2"});
@@ -413,7 +414,7 @@ TEST_F(GgufTest, BadConstants) {
   w.entry("general.architecture").value = raw_text("qwen2");
   expect_refused(w, {"general.architecture", "llama", "qwen2"});
   w.entry("general.architecture") = {"general.architecture", 4, raw<uint32_t>(1)};
-  expect_refused(w, {"general.architecture", "string", "u32"});
+  expect_refused(w, {"general.architecture", "a text", "found 1"});
 }
 
 TEST_F(GgufTest, ScaledRope) {
@@ -438,7 +439,7 @@ TEST_F(GgufTest, ScaledRope) {
   w.tensors.back().data.replace(8, 4, raw(0.0f));
   expect_refused(w, {"rope_freqs.weight", "at least 1e-6"});
   w.tensors.back() = {"rope_freqs.weight", 0, {16}, std::string(64, '\0')};
-  expect_refused(w, {"rope_freqs.weight", "8 x 1", "16 x 1"});
+  expect_refused(w, {"rope_freqs.weight", "expected 8 ", "found 16;"});
 }
 
 TEST_F(GgufTest, NotFiniteWeights) {
@@ -483,18 +484,17 @@ TEST_F(GgufTest, MetadataAccess) {
   write(w.bytes());
   const MappedFile file(path());
   const Gguf gguf(file);
-  EXPECT_EQ(gguf.texts("list"), (std::vector<std::string_view>{"", "two", "drei"}));
-  EXPECT_EQ(gguf.numbers("numbers", "array of integer"), (std::vector<double>{-1, 0, 7}));
+  EXPECT_EQ(gguf.list<std::string_view>("list"), (std::vector<std::string_view>{"", "two", "drei"}));
+  EXPECT_EQ(gguf.list<int64_t>("numbers"), (std::vector<int64_t>{-1, 0, 7}));
   EXPECT_TRUE(gguf.flag("yes", false));
   EXPECT_TRUE(gguf.flag("absent", true));
   EXPECT_EQ(gguf.integer("absent", 5), 5);
   EXPECT_EQ(gguf.text("absent", "none"), "none");
   EXPECT_EQ(gguf.number("absent", 0.5), 0.5);
-  EXPECT_EQ(gguf.find("absent"), nullptr);
-  EXPECT_EQ(gguf.tensors().size(), w.tensors.size());
-  EXPECT_THROW(gguf.texts("numbers"), Error);
-  EXPECT_THROW(gguf.numbers("list", "array of integer"), Error);
-  EXPECT_THROW(gguf.numbers("yes", "array of integer"), Error);
+  EXPECT_EQ(gguf.tensors.size(), w.tensors.size());
+  EXPECT_THROW(gguf.list<std::string_view>("numbers"), Error);
+  EXPECT_THROW(gguf.list<int64_t>("list"), Error);
+  EXPECT_THROW(gguf.list<int64_t>("yes"), Error);
   EXPECT_THROW(gguf.flag("list", false), Error);
   EXPECT_THROW(gguf.text("yes"), Error);
   EXPECT_THROW(gguf.number("yes"), Error);

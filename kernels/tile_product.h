@@ -1,0 +1,32 @@
+// The register tile of kernels/tile.h, once for all paths: rows x vectors sums stay in registers.
+#pragma once
+#include <stdint.h>
+
+namespace quest {
+
+// multiply_add(sum, x, w): to a vector of sums the word x times a vector of words of w. zero: of the vector's
+// type.
+template <int rows, int vectors, class Vector, class MultiplyAdd>
+static inline void multiply_tile(const float* x, const float* w, float* acc, int64_t steps, Vector zero,
+                                 MultiplyAdd multiply_add) {
+  constexpr int x_stride = 208;
+  const auto* weights = reinterpret_cast<const Vector*>(w);
+  auto* stored = reinterpret_cast<Vector*>(acc);
+  Vector sum[rows][vectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r)
+    for (int j = 0; j < vectors; ++j) sum[r][j] = zero;
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < steps; ++k) {
+    Vector row[vectors];
+    for (int j = 0; j < vectors; ++j) row[j] = weights[k * vectors + j];
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r)
+      for (int j = 0; j < vectors; ++j) sum[r][j] = multiply_add(sum[r][j], x[r * x_stride + k], row[j]);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r)
+    for (int j = 0; j < vectors; ++j) stored[r * vectors + j] += sum[r][j];
+}
+
+}  // namespace quest
