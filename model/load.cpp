@@ -351,8 +351,7 @@ std::vector<float> decoded(const View& w) {
 std::unique_ptr<Model> load_model(const std::string& path, bool nf4) {
   auto m = std::make_unique<Model>();
   m->path = path;
-  std::error_code ignored;
-  if (std::filesystem::is_directory(path, ignored)) {
+  if (is_folder(path)) {
     m->name = std::filesystem::path(path).filename();
     read_folder(path, *m);
     std::string hashes;

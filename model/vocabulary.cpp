@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <filesystem>
 #include <map>
 #include <set>
 
@@ -358,8 +357,7 @@ std::string tokenizer_json(const Vocabulary& v) {
 }  // namespace
 
 Vocabulary read_vocabulary(const std::string& path) {
-  std::error_code ignored;
-  if (!std::filesystem::is_directory(path, ignored)) return read_gguf_vocabulary(path);
+  if (!is_folder(path)) return read_gguf_vocabulary(path);
   if (exists(path + "/tokenizer.json")) return read_tokenizer_json(path + "/tokenizer.json");
   if (exists(path + "/tokenizer.model")) return read_sentence_piece(path + "/tokenizer.model");
   fail(Exit::input, "%s: expected tokenizer.json or tokenizer.model, found neither; fetch the whole model",
@@ -367,8 +365,7 @@ Vocabulary read_vocabulary(const std::string& path) {
 }
 
 void copy_tokenizer(const std::string& path, const std::string& folder) {
-  std::error_code ignored;
-  if (!std::filesystem::is_directory(path, ignored)) {
+  if (!is_folder(path)) {
     const Vocabulary v = read_vocabulary(path);
     const Tokenizer checked(v);  // refuses what does not fit together
     if (v.pattern == Pattern::sentence_piece)

@@ -451,8 +451,7 @@ ImportSummary import_debian_index(const std::string& folder, const ImportOptions
 
 ImportSummary import_dataset(const std::string& source, const std::string& folder,
                              const ImportOptions& options) {
-  std::error_code ignored;
-  const bool folder_of_files = fs::is_directory(source, ignored);
+  const bool folder_of_files = is_folder(source);
   const bool sparse = folder_of_files && find_file(source, {"lbl.json"}, true).empty() &&
                       !find_file(source, {"trn_X_Y.txt"}, true).empty();
   const auto find = [&](const char* name) { return find_file(source, {name}); };

@@ -208,7 +208,7 @@ int info(const std::string& path) {
     printf("dataset %s: %ld training and %ld test queries, %ld labels, %ld and %ld pairs\n", d.name.c_str(),
            d.train.texts.size(), d.test.texts.size(), d.labels.size(), d.train.labels.count(),
            d.test.labels.count());
-  } else if (std::error_code ignored; fs::is_directory(path, ignored) && !model_folder) {
+  } else if (is_folder(path) && !model_folder) {
     fail(Exit::input,
          "%s: expected a run (config.json), a dataset (meta.json) or a model (model.safetensors), found "
          "none; give another folder",

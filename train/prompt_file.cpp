@@ -1,7 +1,5 @@
 #include "train/prompt_file.h"
 
-#include <filesystem>
-
 #include "kernels/base/json.h"
 #include "model/config.h"
 
@@ -12,8 +10,7 @@ static const char* const peft_tensors = "/adapter_model.safetensors";
 static const char* const peft_name = "prompt_embeddings";
 
 PromptFile read_prompt(const std::string& path, int64_t width) {
-  std::error_code ignored;
-  if (!std::filesystem::is_directory(path, ignored)) {
+  if (!is_folder(path)) {
     const TensorFile file = read_tensors(path);
     PromptFile p{file.numbers("prompt", -1, width), file.numbers("mean", -1, width), file.text("placement"),
                  file.text("pooling")};

@@ -69,6 +69,11 @@ std::string read_file(const std::string& path) { return std::string(MappedFile(p
 
 bool exists(const std::string& path) { return access(path.c_str(), F_OK) == 0; }
 
+bool is_folder(const std::string& path) {
+  std::error_code ignored;
+  return fs::is_directory(path, ignored);
+}
+
 void make_folders(const std::string& path) {
   std::error_code why;
   if (!path.empty()) fs::create_directories(path, why);

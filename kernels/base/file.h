@@ -59,6 +59,7 @@ class OutFile {
 void write_file(const std::string& path, std::string_view text);  // OutFile in one call
 std::string read_file(const std::string& path);                   // throws Error(input)
 bool exists(const std::string& path);
+bool is_folder(const std::string& path);
 void make_folders(const std::string& path);  // mkdir -p; throws Error(machine)
 
 // Builds a folder beside its place (PATH.tmp) and moves it there by commit(); removed when not committed.
