@@ -93,7 +93,11 @@ struct Gguf::Reader {
              (is_array ? "element type " : "type ") + std::to_string(type));
     json.key(key);
     if (is_array) json.array();
-    for (uint64_t i = 0; i < count; ++i) types[type](*this);
+    constexpr size_t most = size_t{256} << 20;  // of all metadata as JSON, which takes a multiple of the file
+    for (uint64_t i = 0; i < count; ++i) {
+      types[type](*this);
+      if (json.text().size() > most) refuse("metadata of at most 256 MiB as text", "more");
+    }
     if (is_array) json.end();
   }
 };

@@ -33,7 +33,7 @@ struct Model {
   std::deque<TensorFile> files;  // what the weights point into
   std::deque<Nf4> nf4;
   std::deque<Nf4Matrix> quantized;
-  std::deque<std::vector<float>> numbers;  // turns, a folder's norms, scales
+  std::deque<std::vector<float>> numbers;  // turns, norms, scales
 
   int64_t q_width() const { return heads.heads * heads.size; }
   int64_t kv_width() const { return 2 * heads.kv_heads * heads.size; }

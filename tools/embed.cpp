@@ -30,10 +30,8 @@ int embed(const EmbedOptions& o, const std::vector<std::string>& arguments) {
   if (!o.run.empty())
     read_tensors(path).expect("model", engine.model->sha256, "give the run's model by --model");
   if (!path.empty()) prompt = read_prompt(path, engine.width()), s.placement = prompt.placement;
-  const int64_t K = std::ssize(prompt.rows) / engine.width();
-  if (s.length + K > engine.model->max_positions)
-    fail(Exit::usage, "--length %ld with a prompt of %ld rows: the model has %ld positions; take less",
-         s.length, K, engine.model->max_positions);
+  s.prompt_rows = std::ssize(prompt.rows) / engine.width();
+  engine.require_fitting(s);
   if (!prompt.pooling.empty()) s.pooling = prompt.pooling;
   Encoder encoder = engine.encoder(s, engine.view(prompt.rows));
   if (path.empty()) encoder.placement = Placement::none, encoder.prompt = {};

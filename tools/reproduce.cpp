@@ -57,14 +57,32 @@ constexpr Row table1[] = {
 };
 constexpr const char* columns[] = {"P@1", "P@5", "R@10", "R@100", "nDCG@5", "PSP@1"};
 
+// What was finished is not opened again, so dataset and model must be those that the folder was begun with.
+void require_same_source(const std::string& path, const Settings& given) {
+  require_same_job(path, given);
+  const Settings was = read_config(path);
+  if (was.data != given.data || was.model != given.model)
+    fail(Exit::usage,
+         "--data '%s', --model '%s': expected those of %s/config.json, '%s' and '%s'; give the same, or "
+         "another "
+         "--name",
+         given.data.c_str(), given.model.c_str(), path.c_str(), was.data.c_str(), was.model.c_str());
+}
+
 // Markdown. Seconds of a run; of the text pass too, which the runs of one process share.
 void print_table(const std::string& folder, const std::map<std::string, Settings>& runs) {
   std::string head = "| method |", rule = "|---|";
   for (const char* column : columns) head += format(" %s |", column), rule += "---|";
   printf("%s seconds | with the text pass |\n%s---|---|\n", head.c_str(), rule.c_str());
+  const Config one(folder + "/default/result.json");
   for (const Row& row : table1) {
     if (!runs.count(row.run)) continue;
     const Config result(folder + "/" + row.run + "/result.json");
+    for (const char* key : {"protocol/dataset_sha256", "protocol/kernels", "protocol/precision"})
+      if (result.text(key) != one.text(key))
+        fail(Exit::input,
+             "%s/%s: expected %s as in %s/default, found another; start anew with another --name",
+             folder.c_str(), row.run, key, folder.c_str());
     std::string line = format("| %s |", row.name);
     for (const char* column : columns)
       line += format(" %.1f |", result.number(row.method + std::string("/") + column));
@@ -72,7 +90,6 @@ void print_table(const std::string& folder, const std::map<std::string, Settings
     const bool trained = std::string_view(row.method) == "trained";
     printf("%s %s\n", line.c_str(), trained ? format("%.0f | %.0f |", own, all).c_str() : " | |");
   }
-  const Config one(folder + "/default/result.json");
   printf("\n%ld labels, %ld test queries\n", one.integer("protocol/labels"),
          one.integer("protocol/test_queries"));
 }
@@ -85,7 +102,7 @@ int reproduce(const ReproduceOptions& o) {
     std::vector<RunFolder> runs;
     for (const auto& [name, settings] : all) {
       const std::string path = folder + "/" + name;
-      if (exists(path + "/config.json")) require_same_job(path, settings);
+      if (exists(path + "/config.json")) require_same_source(path, settings);
       if (settings.quant == quant && !exists(path + "/result.json"))
         runs.push_back(run_folder(settings, path));
     }

@@ -37,6 +37,10 @@ Engine::Engine(const Settings& s)
          "%s: expected a tokeniser of at most %ld tokens, as many as the embedding has rows, found %ld; pass "
          "another model",
          model->path.c_str(), model->vocabulary, tokenizer->size());
+  require_fitting(s);
+}
+
+void Engine::require_fitting(const Settings& s) const {
   std::vector<int32_t> start;
   tokenizer->encode(s.init, start);
   for (const std::string& pattern : {s.query_text, s.label_text})

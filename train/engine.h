@@ -19,7 +19,8 @@ bool interrupted();  // whether one waits
 struct Stopped {};   // thrown between two pieces of work that a later --resume does again
 
 struct Engine {
-  explicit Engine(const Settings&);  // loads the model; throws Error
+  explicit Engine(const Settings&);             // loads the model; throws Error
+  void require_fitting(const Settings&) const;  // texts, prompt and lengths; throws Error(usage)
   Engine(Engine&&) = delete;
 
   std::unique_ptr<Model> model;

@@ -23,9 +23,9 @@ class Phases {
  public:
   explicit Phases(const Engine& engine) : engine_(engine) {}
   void begin() { start_ = now_seconds(), flops_ = engine_.flops; }
-  void end(const char* name) { end(name, engine_.flops - flops_); }
-  void end(const char* name, double flops) {
-    list.push_back({name, now_seconds() - start_, flops / 1e12});
+  void end(const char* name) { end(name, now_seconds() - start_, engine_.flops - flops_); }
+  void end(const char* name, double seconds, double flops) {
+    list.push_back({name, seconds, flops / 1e12});
     begin();
   }
   struct Phase {
@@ -48,6 +48,7 @@ class Job {
  public:
   Job(const std::string& folder, Task& task, Engine& engine)
       : settings_(task.settings), folder_(folder), task_(task), engine_(engine), phases_(engine) {
+    engine.require_fitting(settings_);
     if (exists(folder + checkpoint_name))  // fails now, not after the text pass
       require_identity(read_tensors(folder + checkpoint_name), engine_, task_);
     else if (!settings_.prompt.empty())
@@ -191,6 +192,7 @@ void Job::build_index(const std::vector<float>& labels, const std::vector<float>
 
 void Job::evaluate_trained(Trainer& trainer) {
   const TrainState& state = trainer.state;
+  if (interrupted()) throw Stopped{};
   const auto queries = trainer.embed(state.best, task_.test.texts, "trained prompt, queries");
   if (interrupted()) throw Stopped{};
   const auto labels = trainer.embed(state.best, task_.label_texts, "trained prompt, labels");
@@ -266,11 +268,12 @@ std::string Job::summary() const {
 void Job::run(const TextCache& cache, const Phases& shared) {
   phases_.list.insert(phases_.list.end(), shared.list.begin(), shared.list.end());
   phases_.begin();
+  if (interrupted()) throw Stopped{};
   choose_tfidf();
   Trainer trainer(engine_, task_, cache.texts, folder_);
   if (!trainer.resume()) trainer.start();
   trainer.run();
-  phases_.end("training", trainer.state.flops);
+  phases_.end("training", trainer.state.seconds, trainer.state.flops);  // of all processes that had a part
   choose_untrained(trainer, cache);
   evaluate_trained(trainer);
   Phases::Phase total{"total", 0, 0};
@@ -284,6 +287,7 @@ void Job::run(const TextCache& cache, const Phases& shared) {
 double measured_speed(Engine& engine, const Corpus& corpus) {
   int64_t n = 0, tokens = 0;
   double seconds = 0;
+  const double counted = engine.flops;  // the probe is no work of a job
   while (n < std::ssize(corpus.texts) && tokens < 1000) tokens += corpus.texts[n++].count;
   for (int i = 0; i < 2; ++i) {
     Scratch scope(engine.arena);
@@ -292,6 +296,7 @@ double measured_speed(Engine& engine, const Corpus& corpus) {
                 new_matrix(engine.context, n, engine.width(), Type::f32));
     seconds = now_seconds() - start;
   }
+  engine.flops = counted;
   return tokens * pass_flops(*engine.model, 1, 1) / seconds;
 }
 
@@ -335,7 +340,7 @@ bool run_jobs(const std::vector<RunFolder>& runs) try {
   const double speed = measured_speed(engine, corpus);
   fprintf(stderr, "speed: %.0f GFLOP/s with kernels %s, %d threads; expected time %s\n", speed / 1e9,
           engine.ops.path, engine.threads.count(), human_seconds(work / speed).c_str());
-  shared.end("probe", 0);
+  shared.end("probe");
 
   const bool suffix = std::ranges::any_of(runs, [](auto& r) { return r.settings.placement == "suffix"; });
   const auto half = static_cast<int64_t>(available_memory() / 2);  // the other half is for everything else

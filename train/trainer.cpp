@@ -68,7 +68,7 @@ int32_t place(std::vector<int32_t>& list, int32_t x) {
 std::vector<std::pair<const char*, TrainState::Number>> TrainState::numbers() {
   return {{"step", &step},         {"best_step", &best_step},   {"stale", &stale},
           {"finished", &finished}, {"best_score", &best_score}, {"start_score", &start_score},
-          {"flops", &flops}};
+          {"flops", &flops},       {"seconds", &seconds}};
 }
 
 std::vector<std::pair<const char*, std::vector<float>*>> TrainState::matrices() {
@@ -171,7 +171,7 @@ std::vector<float> Trainer::start_prompt() const {
 }
 
 void Trainer::start() {
-  const double work = engine_.flops;
+  const double work = engine_.flops, begin = now_seconds();
   state = {};
   state.start = state.prompt = state.best = start_prompt();
   state.m.resize(state.prompt.size());
@@ -186,7 +186,7 @@ void Trainer::start() {
     state.mean = mean_of_rows(e, engine_.width());
   }
   state.start_score = state.best_score = validate();
-  state.flops = engine_.flops - work;
+  state.flops = engine_.flops - work, state.seconds = now_seconds() - begin;
 }
 
 double Trainer::validate() {
@@ -289,7 +289,7 @@ void Trainer::run() {
   Progress progress("training", steps - state.step, "steps");
   double saved = now_seconds();
   while (state.step < steps && !state.finished) {
-    const double work = engine_.flops, loss = step(gradient);
+    const double begin = now_seconds(), work = engine_.flops, loss = step(gradient);
     float norm = 0;
     engine_.ops.norm(engine_.context, engine_.view(gradient), number_view(norm));
     ++state.step;
@@ -316,7 +316,7 @@ void Trainer::run() {
         state.finished = ++state.stale >= settings_.patience;
       }
     }
-    state.flops += engine_.flops - work;
+    state.flops += engine_.flops - work, state.seconds += now_seconds() - begin;
     metrics.add(line.end().text());
     progress.add(1, format("loss %.3f, best R@10 %.1f at step %ld", loss, state.best_score, state.best_step));
     const bool stop = interrupted();

@@ -15,9 +15,9 @@ namespace quest {
 struct TrainState {
   int64_t step = 0, best_step = 0;  // steps done; step of the best prompt
   int64_t stale = 0, finished = 0;  // validations since the best one; 1: stopped early
-  double best_score = 0, start_score = 0, flops = 0;
-  std::vector<float> start, prompt, m, v, best;  // [K,d]
-  std::vector<float> mean;                       // [d], subtracted from embeddings; or empty
+  double best_score = 0, start_score = 0, flops = 0, seconds = 0;  // flops, seconds: of start and all steps
+  std::vector<float> start, prompt, m, v, best;                    // [K,d]
+  std::vector<float> mean;  // [d], subtracted from embeddings; or empty
 
   using Number = std::variant<int64_t*, double*>;
   std::vector<std::pair<const char*, Number>> numbers();

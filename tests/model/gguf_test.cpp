@@ -475,6 +475,14 @@ TEST_F(GgufTest, NotFiniteWeights) {
   expect_refused(w, {"output_norm.weight", "63"});
 }
 
+// Metadata become JSON: a byte may take seven there.
+TEST_F(GgufTest, MetadataAreBounded) {
+  GgufWriter w = tiny_model();
+  const uint64_t flags = uint64_t{40} << 20;
+  w.entries.push_back({"general.flags", 9, raw<uint32_t>(7) + raw(flags) + std::string(flags, 0)});
+  expect_refused(w, {"general.flags", "256 MiB"});
+}
+
 TEST_F(GgufTest, MetadataAccess) {
   GgufWriter w = tiny_model();
   w.texts("list", {"", "two", "drei"});

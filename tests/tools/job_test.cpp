@@ -290,6 +290,8 @@ TEST_F(Job, ReproduceIsItsRuns) {
       EXPECT_EQ(value_at(read_file(in(alone, "result.json")), part), value_at(read_file(runs(name) + "/result.json"), part));
   }
 
+  expect_refusal(quest({"reproduce", "table1", "--data", "elsewhere", "--model", tiny_model, "--name", "table"}), 2,
+                 {"elsewhere", "'data'"});
   edit(runs("paper/config.json"), "\"pairs\": 3000", "\"pairs\": 300");
   expect_refusal(quest(reproduce), 2, {"--pairs", "paper/config.json"});
   EXPECT_EQ(quest({"reproduce", "table2"}).status, 2);
