@@ -5,7 +5,8 @@
     python tests/peers/requantise.py MODEL.gguf OUT
     for f in OUT/*.gguf; do python tests/peers/parity.py $f --embeddings --texts 32; done
 
-The model is first written as F16, then from there in each type. Its width of 576 is no multiple of 256, so llama.cpp
+Where the system's libstdc++ is older than the one it was built with ("undefined symbol: __cxa_call_terminate"), preload
+a library that defines that symbol. The model is first written as F16, then from there in each type. Its width of 576 is no multiple of 256, so llama.cpp
 keeps K types to the down projections (1536 inputs) and falls back to Q5_0, Q5_1 or Q8_0 elsewhere; the types of each
 file are printed.
 """
