@@ -28,6 +28,7 @@ std::map<std::string, Settings> table1_runs(const ReproduceOptions& o) {
     Settings& s = runs[name] = preset_settings(preset);
     s.job = std::string("table1 ") + name, s.data = o.data, s.model = o.model, s.threads = o.threads;
     s.test_queries = 2000, s.pairs = 3000, s.ratio = 0.25, s.length = 32;
+    s.text_cache = int64_t{1} << 40;  // the cache takes half of the memory at most
     return s;
   };
   add("default", "default");
