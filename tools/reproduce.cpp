@@ -65,8 +65,7 @@ void require_same_source(const std::string& path, const Settings& given) {
   if (was.data != given.data || was.model != given.model)
     fail(Exit::usage,
          "--data '%s', --model '%s': expected those of %s/config.json, '%s' and '%s'; give the same, or "
-         "another "
-         "--name",
+         "another --name",
          given.data.c_str(), given.model.c_str(), path.c_str(), was.data.c_str(), was.model.c_str());
 }
 
