@@ -18,7 +18,7 @@ struct RunFolder {
 // Runs jobs, each into its folder: config.json, metrics.jsonl, checkpoint, prompt, index, summary.txt (for
 // people) and result.json, which comes last. A run that was interrupted goes on where it stood. The first
 // one's settings of model and machine hold for all, and one text pass serves all; the bits are those of each
-// alone. Returns false when Ctrl-C stopped it, which it holds from here on.
+// alone. From the call on Ctrl-C and SIGTERM only ask it to stop; then it returns false.
 bool run_jobs(const std::vector<RunFolder>& runs);
 
 }  // namespace quest

@@ -31,8 +31,7 @@ class Parameters(ctypes.Structure):
 
 def library():
     folder = pathlib.Path(importlib.util.find_spec("llama").origin).parent
-    path = next(p for p in glob.glob(str(folder / "*cpu*.so")))
-    lib = ctypes.CDLL(path)
+    lib = ctypes.CDLL(glob.glob(str(folder / "*cpu*.so"))[0])
     lib.llama_model_quantize_default_params.restype = Parameters
     lib.llama_model_quantize.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(Parameters)]
     lib.llama_model_quantize.restype = ctypes.c_uint32
