@@ -124,7 +124,7 @@ layers:
 	@sh tests/layers.sh
 
 mutants: $(BUILD)/tools/mutants
-	@$< $(or $(SEED),0) $(or $(COUNT),0)
+	@$< $(or $(SEED),0) $(or $(COUNT),0) '$(or $(ONLY),*)'
 
 fuzz:
 	@command -v clang++ >/dev/null || { echo "make fuzz needs clang++: apt-get install clang"; exit 4; }
@@ -145,7 +145,7 @@ help:
 	@echo "make size               lines of code by folder, without tests, blank lines and comments"
 	@echo "make layers             check which folder includes which (part of make test)"
 	@echo "make mutants            break the arithmetic in every way that should make a test fail (hours);"
-	@echo "                        SEED=1 COUNT=20 takes a sample of 20 (minutes)"
+	@echo "                        SEED=1 COUNT=20 takes a sample of 20 (minutes), ONLY='kernels/nf4*' a file"
 	@echo "make fuzz               break the parsers with libFuzzer (clang), FUZZ_TIME=60 seconds each; FUZZ=gguf one of them"
 	@echo "make bench-matmul       measure the matrix products against this machine's ceiling"
 	@echo "make clean              remove build/ and ./quest; run folders stay"

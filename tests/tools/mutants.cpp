@@ -1,12 +1,15 @@
 // Mutation test of the arithmetic: on a copy of the tree, breaks one thing at a time and expects a test to
 // fail.
 //
-//   mutants SEED COUNT     COUNT 0: all of them
+//   mutants SEED COUNT PATTERN     COUNT 0: all whose key (FILE FUNCTION | line | changed line) is like
+//   PATTERN
 //
-// tests/mutants.txt says which functions are broken and which tests run first, and lists the mutants that
-// change nothing, with the reason. In every line of those functions each kind of change (sign, index,
-// constant, order, rounding, dropped term) is made at one place; a hash of the line chooses the place. A
-// mutant that does not compile is none; one whose test program is the same machine code is explained by that.
+// tests/mutants.txt says which functions are broken and which files of tests are tried first, each as a
+// program of its own, so that little is compiled for a mutant; what survives these meets all tests. It also
+// lists the mutants that change nothing, with the reason. In every line of those functions each kind of
+// change (sign, index, constant, order, rounding, dropped term) is made at one place; a hash of the line
+// chooses the place. A mutant that does not compile is none; one whose test program is the same machine code
+// is explained by that.
 #include <fcntl.h>
 #include <fnmatch.h>
 #include <signal.h>
@@ -20,6 +23,8 @@
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <memory>
+#include <mutex>
 #include <set>
 #include <sstream>
 #include <string>
@@ -38,12 +43,12 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// -- tests/mutants.txt
-// -------------------------------------------------------------------------------------------------
+// -- tests/mutants.txt -------------------------------------------------------------------------------------
 
 struct Target {
-  std::string file, functions, tests;
-};  // functions: globs parted by commas; tests: a gtest filter
+  std::string file, functions;     // functions: globs parted by commas
+  std::vector<std::string> tests;  // files of tests, tried in this order before all the others
+};
 
 struct Table {
   std::vector<Target> targets;
@@ -65,20 +70,20 @@ Table read_table(const std::string& path) {
     std::istringstream words(line);
     std::string kind;
     Target target;
-    words >> kind >> target.file >> target.functions >> target.tests;
+    words >> kind >> target.file >> target.functions;
+    for (std::string test; words >> test;) target.tests.push_back(test);
     if (kind == "break" && !target.tests.empty())
       table.targets.push_back(target);
     else if (const size_t reason = line.rfind(" ## "); kind == "same" && reason != line.npos)
       table.same[trim(line.substr(5, reason - 5))] = false;
     else
-      fail(Exit::input, "%s:%d: expected \"break FILE FUNCTIONS TESTS\" or \"same MUTANT ## REASON\"",
+      fail(Exit::input, "%s:%d: expected \"break FILE FUNCTIONS TESTS...\" or \"same MUTANT ## REASON\"",
            path.c_str(), number);
   }
   return table;
 }
 
-// -- C++ text
-// ----------------------------------------------------------------------------------------------------------
+// -- C++ text ----------------------------------------------------------------------------------------------
 
 // The text with comments, strings, characters and preprocessor lines blanked out; nothing moves.
 std::string masked(const std::string& text) {
@@ -185,8 +190,7 @@ std::vector<Token> tokens_of(const std::string& text, size_t begin, size_t end) 
   return tokens;
 }
 
-// -- mutants
-// -----------------------------------------------------------------------------------------------------------
+// -- mutants -----------------------------------------------------------------------------------------------
 
 struct Mutant {
   const Target* target;
@@ -328,11 +332,14 @@ std::string line_around(const std::string& text, size_t begin, size_t end) {
   return trim(text.substr(first, std::min(text.find('\n', end), text.size()) - first));
 }
 
-std::vector<Mutant> mutants_of(const Target& target, const std::string& text) {
+// taken: functions of the file that a line above has; these are left out.
+std::vector<Mutant> mutants_of(const Target& target, const std::string& text, std::set<std::string>& taken) {
   const std::string mask = masked(text);
   std::map<std::pair<int, std::string>, std::vector<Mutant>> places;  // by line and kind
+  std::set<std::string> names;
   for (const Function& function : functions_of(mask)) {
-    if (!matches(function.name, target.functions)) continue;
+    if (!matches(function.name, target.functions) || taken.count(function.name)) continue;
+    names.insert(function.name);
     Finder(mask, tokens_of(mask, function.begin, function.end))
         .each([&](const char* kind, size_t, size_t begin, size_t end, const std::string& by) {
           const std::string line = line_around(text, begin, begin);
@@ -349,6 +356,7 @@ std::vector<Mutant> mutants_of(const Target& target, const std::string& text) {
           places[{m.line, kind}].push_back(m);
         });
   }
+  taken.merge(names);
   std::vector<Mutant> chosen;
   for (auto& [place, candidates] : places) {
     const std::string line = candidates[0].key.substr(0, candidates[0].key.rfind(" | ")) + place.second;
@@ -357,200 +365,193 @@ std::vector<Mutant> mutants_of(const Target& target, const std::string& text) {
   return chosen;
 }
 
-// -- running
-// -----------------------------------------------------------------------------------------------------------
+// -- running ----------------------------------------------------------------------------------------------
 
-const std::string root = "build/mutants/tree";
-const std::string everything = "*-Tree.*";  // a mutant may well be a line too long for Tree.Size
-
-pid_t start(std::vector<std::string> words, const std::vector<std::string>& environment,
-            const std::string& log) {
-  const pid_t pid = fork();
-  if (pid != 0) {
-    if (pid < 0) fail(Exit::machine, "cannot start %s: %s", words[0].c_str(), strerror(errno));
-    setpgid(pid, pid);
-    return pid;
-  }
-  setpgid(0, 0);
-  const int out = open(log.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644), in = open("/dev/null", O_RDONLY);
-  dup2(in, 0), dup2(out, 1), dup2(out, 2);
-  for (const char* name : {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"}) unsetenv(name);
-  for (const std::string& e : environment) putenv(strdup(e.c_str()));
-  const rlimit file_size = {1ull << 32, 1ull << 32};
-  setrlimit(RLIMIT_FSIZE, &file_size);
-  if (const int score = open("/proc/self/oom_score_adj", O_WRONLY); score >= 0)  // a greedy mutant goes first
-    if (write(score, "1000", 4) < 0) close(score);
-  std::vector<char*> argv;
-  for (std::string& word : words) argv.push_back(word.data());
-  argv.push_back(nullptr);
-  if (chdir(root.c_str()) == 0) execvp(argv[0], argv.data());
-  _exit(127);
-}
+// A program of some test files and of the folders that they may use.
+struct Program {
+  std::string hash;    // SHA-256 of the unbroken one; empty: not yet built
+  double seconds = 0;  // its tests took so long
+};
 
 enum class End { good, bad, late };
 
-// Waits for all; the first that fails, or the clock, ends the others.
-End wait_all(std::vector<pid_t> pids, double seconds) {
-  const double until = now_seconds() + seconds;
-  End end = End::good;
-  while (!pids.empty()) {
-    for (size_t i = 0; i < pids.size(); ++i) {
-      int status = 0;
-      if (waitpid(pids[i], &status, WNOHANG) != pids[i]) continue;
-      kill(-pids[i], SIGKILL);  // what it left behind
-      pids.erase(pids.begin() + static_cast<long>(i--));
-      if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) end = End::bad;
-    }
-    if (end == End::good && now_seconds() > until) end = End::late;
-    if (end != End::good) {
-      for (const pid_t pid : pids) kill(-pid, SIGKILL), waitpid(pid, nullptr, 0);
-      return end;
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+// One copy of the tree, with its own objects: workers break different things side by side.
+class Tree {
+ public:
+  explicit Tree(unsigned number)
+      : root_(fs::absolute(format("build/mutants/tree.%u", number))),
+        log_(fs::absolute(format("build/mutants/log.%u", number))) {
+    make_folders(root_);
+    copy();
   }
-  return end;
-}
 
-std::string log_name(unsigned shard) { return fs::absolute(format("build/mutants/log.%u", shard)); }
+  void write(const std::string& file, const std::string& text) { write_file(root_ + "/" + file, text); }
 
-bool build() {
-  return wait_all({start({"make", "tests", "BUILD=build", "SAN=", "WERROR=", "V=", "CXXFLAGS=-O1 -g0 -w"}, {},
-                         log_name(0))},
-                  1800) == End::good;
-}
+  // Builds the program of a test file ("kernels/ref_test"), or of all tests.
+  bool build(const std::string& test) {
+    fs::remove(root_ + "/build/tests/all");  // programs share this name
+    std::vector<std::string> words = {
+        "make", "-j1", "BUILD=build", "SAN=", "WERROR=", "V=", "CXXFLAGS=-O1 -g0 -w"};
+    if (test == everything)
+      words.push_back("tests");
+    else {
+      std::string sources;
+      for (const char* folder : {"kernels/base", "kernels", "model", "sampling", "index", "train", "tools"}) {
+        for (const auto& entry : fs::directory_iterator(root_ + "/" + folder))
+          if (entry.path().extension() == ".cpp" && entry.path().filename() != "main.cpp")
+            sources += std::string(folder) + "/" + entry.path().filename().string() + " ";
+        if (test.starts_with(std::string(folder) + "/")) break;  // a folder uses those before it
+      }
+      words.insert(words.end(),
+                   {"SRC=" + sources, "TEST_SRC=tests/main.cpp tests/" + test + ".cpp", "build/tests/all"});
+    }
+    return wait(start(words), 1800) == End::good;
+  }
+  std::string hash() const { return sha256_file(root_ + "/build/tests/all"); }
 
-End run_tests(const std::string& filter, double seconds) {
-  const unsigned shards = std::clamp(std::thread::hardware_concurrency(), 1u, 8u);
-  std::vector<pid_t> pids;
-  for (unsigned s = 0; s < shards; ++s)
-    pids.push_back(start({"build/tests/all", "--gtest_fail_fast", "--gtest_filter=" + filter},
-                         {format("GTEST_TOTAL_SHARDS=%u", shards), format("GTEST_SHARD_INDEX=%u", s)},
-                         log_name(s)));
-  return wait_all(pids, seconds);
-}
+  End run(double seconds) {
+    // A mutant may well be a line too long for Tree.Size.
+    return wait(start({"build/tests/all", "--gtest_fail_fast", "--gtest_filter=*-Tree.*"}), seconds);
+  }
 
-std::string first_failure() {
-  for (unsigned s = 0; exists(log_name(s)); ++s) {
-    std::istringstream lines(read_file(log_name(s)));
+  // The unbroken program: every file as it is in the tree.
+  const Program& unbroken(const std::string& test) {
+    Program& program = programs_[test];
+    if (!program.hash.empty()) return program;
+    copy();
+    if (!build(test)) fail(Exit::input, "%s does not build; see %s", root_.c_str(), log_.c_str());
+    program.hash = hash();
+    const double start_time = now_seconds();
+    if (run(3600) != End::good)
+      fail(Exit::input, "the unbroken tests fail: %s; see %s", first_failure().c_str(), log_.c_str());
+    program.seconds = now_seconds() - start_time;
+    return program;
+  }
+
+  std::string first_failure() const {
+    std::istringstream lines(read_file(log_));
     for (std::string line; std::getline(lines, line);)
       if (line.starts_with("failed: ")) return line.substr(8);
+    return "a crash";
   }
-  return "a crash";
-}
 
-// How many tests passed in the last run.
-int passed() {
-  int sum = 0;
-  for (unsigned s = 0; exists(log_name(s)); ++s) {
-    const std::string log = trim(read_file(log_name(s)));
-    sum += atoi(log.c_str() + log.rfind('\n', log.size() - 2) + 1);
-  }
-  return sum;
-}
+  static constexpr const char* everything = "everything";
 
-// Makes the copy equal to the tree; files that are equal already keep their time, so nothing is rebuilt for
-// them.
-void copy_tree() {
-  std::set<std::string> kept;
-  for (const char* top : {"kernels", "model", "sampling", "index", "train", "tools", "tests", "Makefile"}) {
-    std::vector<std::string> files;
-    if (fs::is_regular_file(top)) files.push_back(top);
-    if (fs::is_directory(top))
-      for (const auto& entry : fs::recursive_directory_iterator(top))
-        if (entry.is_regular_file()) files.push_back(entry.path());
-    for (const std::string& file : files) {
-      const std::string copy = root + "/" + file;
-      kept.insert(copy);
-      if (exists(copy) && read_file(copy) == read_file(file)) continue;
-      make_folders(fs::path(copy).parent_path());
-      fs::copy_file(file, copy, fs::copy_options::overwrite_existing);
+ private:
+  // Makes the copy equal to the tree; files that are equal already keep their time, so nothing is rebuilt for
+  // them.
+  void copy() {
+    std::set<std::string> kept;
+    for (const char* top : {"kernels", "model", "sampling", "index", "train", "tools", "tests", "Makefile"}) {
+      std::vector<std::string> files;
+      if (fs::is_regular_file(top)) files.push_back(top);
+      if (fs::is_directory(top))
+        for (const auto& entry : fs::recursive_directory_iterator(top))
+          if (entry.is_regular_file()) files.push_back(entry.path());
+      for (const std::string& file : files) {
+        const std::string copy = root_ + "/" + file;
+        kept.insert(copy);
+        if (exists(copy) && read_file(copy) == read_file(file)) continue;
+        make_folders(fs::path(copy).parent_path());
+        fs::copy_file(file, copy, fs::copy_options::overwrite_existing);
+      }
+    }
+    for (const auto& entry : fs::recursive_directory_iterator(root_)) {
+      const std::string path = entry.path();
+      if (entry.is_regular_file() && !kept.count(path) && !path.starts_with(root_ + "/build/") &&
+          path != root_ + "/quest")
+        fs::remove(path);
     }
   }
-  for (const auto& entry : fs::recursive_directory_iterator(root)) {
-    const std::string path = entry.path();
-    if (entry.is_regular_file() && !kept.count(path) && !path.starts_with(root + "/build/") &&
-        path != root + "/quest")
-      fs::remove(path);
-  }
-}
 
-struct Tally {
-  int killed = 0, surviving = 0, explained = 0, none = 0;
+  pid_t start(std::vector<std::string> words) {
+    const pid_t pid = fork();
+    if (pid != 0) {
+      if (pid < 0) fail(Exit::machine, "cannot start %s: %s", words[0].c_str(), strerror(errno));
+      setpgid(pid, pid);
+      return pid;
+    }
+    setpgid(0, 0);
+    const int out = open(log_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644), in = open("/dev/null", O_RDONLY);
+    dup2(in, 0), dup2(out, 1), dup2(out, 2);
+    for (const char* name : {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"}) unsetenv(name);
+    const rlimit file_size = {1ull << 32, 1ull << 32};
+    setrlimit(RLIMIT_FSIZE, &file_size);
+    if (const int score = open("/proc/self/oom_score_adj", O_WRONLY);
+        score >= 0)  // a greedy mutant goes first
+      if (::write(score, "1000", 4) < 0) close(score);
+    std::vector<char*> argv;
+    for (std::string& word : words) argv.push_back(word.data());
+    argv.push_back(nullptr);
+    if (chdir(root_.c_str()) == 0) execvp(argv[0], argv.data());
+    _exit(127);
+  }
+
+  static End wait(pid_t pid, double seconds) {
+    const double until = now_seconds() + seconds;
+    int status = 0;
+    while (waitpid(pid, &status, WNOHANG) != pid) {
+      if (now_seconds() > until) {
+        kill(-pid, SIGKILL), waitpid(pid, nullptr, 0);
+        return End::late;
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    kill(-pid, SIGKILL);  // what it left behind
+    return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? End::good : End::bad;
+  }
+
+  std::string root_, log_;
+  std::map<std::string, Program> programs_;
 };
 
-struct Baseline {
-  double all;                          // seconds of the whole suite
-  std::map<std::string, double> some;  // by filter
-  std::string program;                 // SHA-256 of the unbroken test program
-};
+enum class Verdict { killed, surviving, explained, none };
 
-Baseline measure(const std::vector<Target>& targets) {
-  fprintf(stderr, "building the unbroken copy in %s\n", root.c_str());
-  if (!build()) fail(Exit::input, "%s does not build; see %s", root.c_str(), log_name(0).c_str());
-  Baseline base{0, {}, sha256_file(root + "/build/tests/all")};
-  for (const Target& target : targets) {
-    if (base.some.count(target.tests)) continue;
-    const double start_time = now_seconds();
-    if (run_tests(target.tests, 1800) != End::good)
-      fail(Exit::input, "the unbroken tests %s fail: %s", target.tests.c_str(), first_failure().c_str());
-    if (passed() == 0) fail(Exit::input, "tests/mutants.txt: no test passes as %s", target.tests.c_str());
-    base.some[target.tests] = now_seconds() - start_time;
-  }
-  const double start_time = now_seconds();
-  if (run_tests(everything, 3600) != End::good)
-    fail(Exit::input, "the unbroken tests fail: %s", first_failure().c_str());
-  base.all = now_seconds() - start_time;
-  return base;
-}
-
-// Builds the copy with the file's text; true when it compiles.
-bool build_with(const std::string& file, const std::string& text) {
-  write_file(root + "/" + file, text);
-  return build();
-}
-
-void judge(const Mutant& m, const Baseline& base, const std::string& text, Tally& tally,
-           const std::string& place) {
-  const auto unchanged = [&] { return sha256_file(root + "/build/tests/all") == base.program; };
-  const double start_time = now_seconds();
-  std::string changed = text, trap = text, verdict;
+// Breaks one thing in a copy, and says what came of it.
+std::pair<Verdict, std::string> judge(const Mutant& m, const std::string& text, Tree& tree) {
+  std::string changed = text, trap = text;
   changed.replace(m.begin, m.end - m.begin, m.replacement);
   trap.insert(m.body, "__builtin_trap();");
-  End end = End::good;
-  if (!build_with(m.target->file, changed))
-    ++tally.none, verdict = "does not compile";
-  else if (unchanged() && (!build_with(m.target->file, trap) || !unchanged()))
-    ++tally.explained, verdict = "the same machine code";
-  else {
-    if (!unchanged()) {  // otherwise no test so much as contains the function
-      end = run_tests(m.target->tests, std::max(60.0, 10 * base.some.at(m.target->tests)));
-      if (end == End::good)
-        end = run_tests(everything + ":" + m.target->tests, std::max(60.0, 10 * base.all));
+  std::vector<std::string> stages = m.target->tests;
+  stages.push_back(Tree::everything);
+  for (const std::string& stage : stages) {
+    const Program& unbroken = tree.unbroken(stage);
+    const auto build = [&](const std::string& what) {
+      tree.write(m.target->file, what);
+      return tree.build(stage);
+    };
+    if (!build(changed)) return {Verdict::none, "does not compile"};
+    if (tree.hash() == unbroken.hash) {
+      if (!build(trap) || tree.hash() != unbroken.hash) return {Verdict::explained, "the same machine code"};
+      continue;  // this program does not contain the function
     }
-    verdict = end == End::good   ? "SURVIVED"
-              : end == End::late ? "killed by the clock"
-                                 : "killed by " + first_failure();
-    ++(end == End::good ? tally.surviving : tally.killed);
-    if (end == End::good) printf("same %s ## why?\n", m.key.c_str()), fflush(stdout);
+    const End end = tree.run(std::max(60.0, 10 * unbroken.seconds));
+    if (end == End::late) return {Verdict::killed, "killed by the clock"};
+    if (end == End::bad) return {Verdict::killed, "killed by " + tree.first_failure()};
   }
-  fprintf(stderr, "%s %s:%d %s: %s, %.0f s\n", place.c_str(), m.target->file.c_str(), m.line, m.kind.c_str(),
-          verdict.c_str(), now_seconds() - start_time);
+  return {Verdict::surviving, "SURVIVED"};
 }
 
-int run(uint64_t seed, size_t count) {
+int run(uint64_t seed, size_t count, const char* only) {
   Table table = read_table("tests/mutants.txt");
   std::vector<Mutant> mutants;
   std::map<std::string, std::string> texts;
+  std::map<std::string, std::set<std::string>> taken;
   for (const Target& target : table.targets) {
     const std::string& text = texts[target.file] = read_file(target.file);
-    const auto some = mutants_of(target, text);
+    const auto some = mutants_of(target, text, taken[target.file]);
     if (some.empty())
       fail(Exit::input, "tests/mutants.txt: no arithmetic in %s of %s", target.functions.c_str(),
            target.file.c_str());
     mutants.insert(mutants.end(), some.begin(), some.end());
   }
-  std::vector<size_t> order(mutants.size());
-  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  for (const Mutant& m : mutants)
+    if (table.same.count(m.key)) table.same[m.key] = true;
+  for (const auto& [key, met] : table.same)
+    if (!met) fprintf(stderr, "tests/mutants.txt: there is no such mutant any more: %s\n", key.c_str());
+  std::vector<size_t> order;
+  for (size_t i = 0; i < mutants.size(); ++i)
+    if (fnmatch(only, mutants[i].key.c_str(), 0) == 0) order.push_back(i);
   if (count != 0 && count < order.size()) {
     std::sort(order.begin(), order.end(),
               [&](size_t a, size_t b) { return random_bits(seed, 0, a) < random_bits(seed, 0, b); });
@@ -558,42 +559,57 @@ int run(uint64_t seed, size_t count) {
     std::sort(order.begin(), order.end());  // file by file: what is rebuilt stays little
   }
   fprintf(stderr, "%zu mutants, %zu of them now\n", mutants.size(), order.size());
-  if (getenv("MUTANTS_LIST")) {
-    for (const size_t i : order) printf("%s: %s\n", mutants[i].kind.c_str(), mutants[i].key.c_str());
-    return 0;
-  }
-  for (const Mutant& m : mutants)
-    if (table.same.count(m.key)) table.same[m.key] = true;
-  for (const auto& [key, met] : table.same)
-    if (!met) fprintf(stderr, "tests/mutants.txt: there is no such mutant any more: %s\n", key.c_str());
-  make_folders(root);
-  copy_tree();
-  const Baseline base = measure(table.targets);
-  fprintf(stderr, "the unbroken tests take %.0f s\n", base.all);
-  Tally tally;
-  for (size_t i = 0; i < order.size(); ++i) {
-    const Mutant& m = mutants[order[i]];
-    if (table.same.count(m.key)) {
-      ++tally.explained;
-      continue;
+
+  std::map<Verdict, int> tally;
+  size_t next = 0, done = 0;
+  std::exception_ptr broken;
+  std::mutex mutex;
+  const auto work = [&](unsigned number) {
+    try {
+      std::unique_lock lock(mutex);
+      const std::string* dirty = nullptr;  // the file that this copy's last mutant broke
+      std::unique_ptr<Tree> tree;
+      while (next < order.size() && !broken) {
+        const Mutant& m = mutants[order[next++]];
+        if (table.same.count(m.key)) {
+          ++tally[Verdict::explained], ++done;
+          continue;
+        }
+        lock.unlock();
+        const double start_time = now_seconds();
+        if (!tree) tree = std::make_unique<Tree>(number);
+        if (dirty && *dirty != m.target->file) tree->write(*dirty, texts[*dirty]);
+        dirty = &m.target->file;
+        const auto [verdict, why] = judge(m, texts.at(m.target->file), *tree);
+        lock.lock();
+        ++tally[verdict];
+        fprintf(stderr, "[%zu/%zu] %s:%d %s: %s, %.0f s\n", ++done, order.size(), m.target->file.c_str(),
+                m.line, m.kind.c_str(), why.c_str(), now_seconds() - start_time);
+        if (verdict == Verdict::surviving) printf("same %s ## why?\n", m.key.c_str()), fflush(stdout);
+      }
+      if (tree && dirty) tree->write(*dirty, texts.at(*dirty));
+    } catch (...) {
+      const std::lock_guard lock(mutex);
+      broken = std::current_exception();
     }
-    judge(m, base, texts[m.target->file], tally, format("[%zu/%zu]", i + 1, order.size()));
-    if (i + 1 == order.size() || mutants[order[i + 1]].target->file != m.target->file)
-      write_file(root + "/" + m.target->file, texts[m.target->file]);
-  }
-  for (const auto& [file, text] : texts)
-    if (read_file(root + "/" + file) != text) write_file(root + "/" + file, text);
-  fprintf(stderr, "%d more did not compile\n", tally.none);
-  printf("%d killed, %d surviving, %d explained\n", tally.killed, tally.surviving, tally.explained);
-  return tally.surviving != 0;
+  };
+  std::vector<std::thread> workers;
+  for (unsigned i = 0; i < std::clamp(std::thread::hardware_concurrency(), 1u, 8u); ++i)
+    workers.emplace_back(work, i);
+  for (std::thread& worker : workers) worker.join();
+  if (broken) std::rethrow_exception(broken);
+  fprintf(stderr, "%d more did not compile\n", tally[Verdict::none]);
+  printf("%d killed, %d surviving, %d explained\n", tally[Verdict::killed], tally[Verdict::surviving],
+         tally[Verdict::explained]);
+  return tally[Verdict::surviving] != 0;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   try {
-    if (argc != 3) fail(Exit::usage, "usage: mutants SEED COUNT");
-    return run(strtoull(argv[1], nullptr, 10), strtoull(argv[2], nullptr, 10));
+    if (argc != 4) fail(Exit::usage, "usage: mutants SEED COUNT PATTERN");
+    return run(strtoull(argv[1], nullptr, 10), strtoull(argv[2], nullptr, 10), argv[3]);
   } catch (const std::exception& error) {
     fprintf(stderr, "mutants: %s\n", error.what());
     return 2;
