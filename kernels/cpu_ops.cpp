@@ -26,7 +26,7 @@ void store_row(const Context& c, const float* x, const View& v, int64_t i) {
 template <class F>
 void each_row(const Context& c, int64_t rows, int64_t floats, F&& f) {
   Scratch scope(*c.arena);
-  float* scratch = c.arena->array<float>(floats * c.threads->count());
+  float* scratch = c.arena->array<float>(floats * c.threads->count(), "scratch/rows");
   c.threads->each(rows, [&](int64_t i, int thread) { f(i, scratch + floats * thread); });
 }
 
@@ -89,7 +89,7 @@ void attention(const Context& c, Heads heads, int64_t layer, const Group* groups
   const float scale = 1.0f / std::sqrt(static_cast<float>(D));
   const int64_t seen = longest(groups, n), each = seen * width + seen + 2 * q.cols;
   Scratch scope(*c.arena);
-  float* scratch = c.arena->array<float>(each * c.threads->count());
+  float* scratch = c.arena->array<float>(each * c.threads->count(), "scratch/attention");
   c.threads->each(n, [&](int64_t index, int thread) {
     const Group& g = groups[index];
     float *wide = scratch + each * thread, *p = wide + seen * width, *qi = p + seen, *sum = qi + q.cols;
@@ -113,8 +113,9 @@ void attention_backward(const Context& c, Heads heads, int64_t layer, const Grou
   const int64_t seen = longest(groups, n), each = 2 * seen * width + 2 * seen + q.cols;
   const int64_t context_size = dcontext.data ? dcontext.rows * width : 0;
   Scratch scope(*c.arena);
-  float* scratch = c.arena->array<float>(each * c.threads->count());
-  float* contributions = c.arena->array<float>(n * context_size);  // of every group to dcontext
+  float* scratch = c.arena->array<float>(each * c.threads->count(), "scratch/attention");
+  float* contributions =
+      c.arena->array<float>(n * context_size, "scratch/context gradients");  // of every group
   c.threads->each(n, [&](int64_t index, int thread) {
     const Group& g = groups[index];
     float *wide = scratch + each * thread, *dwide = wide + seen * width, *p = dwide + seen * width;

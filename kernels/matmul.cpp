@@ -173,9 +173,10 @@ void multiply(const Context& context, View x, View w, View y, Into into, bool fo
   const int64_t share = tiles_of(most_tiles, tiles_of(threads, std::max<int64_t>(blocks, 1)));
   const int64_t item_tiles = std::max<int64_t>(share, 8);
   const int64_t sums_size = item_tiles * p.path->rows * width;
-  p.packed_x = context.arena->array<float>(most_tiles * p.path->rows * p.panels * x_stride);
-  float* panels = context.arena->array<float>(threads * panel_inner * width);
-  float* sums = context.arena->array<float>(threads * sums_size);
+  p.packed_x =
+      context.arena->array<float>(most_tiles * p.path->rows * p.panels * x_stride, "scratch/packed rows");
+  float* panels = context.arena->array<float>(threads * panel_inner * width, "scratch/weight panels");
+  float* sums = context.arena->array<float>(threads * sums_size, "scratch/sums");
   for (int64_t row = 0; row < x.rows; row += row_block) {
     p.x = rows_of(x, row, std::min(row_block, x.rows - row));
     p.y = rows_of(y, row, p.x.rows);

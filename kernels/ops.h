@@ -125,6 +125,7 @@ struct Context {
   Threads* threads;
   Arena* arena;             // scratch; every op leaves it as it found it
   double* flops = nullptr;  // where a pass counts its work, or nowhere
+  double* again = nullptr;  // the same for what it does a second time, because memory was short
 };
 
 struct KernelPath;  // matmul.h

@@ -19,15 +19,15 @@ View backward_layer(const Pass& p, int64_t l, View dx, const PassGradients& g, V
   const bool last = l + 1 == m.layers;
   const int64_t R = b.rows, Q = dx.rows, kv = m.kv_width() / 2;
   Scratch scope(*c.arena);
-  View dkv = new_matrix(c, R, 2 * kv, op.accumulator);
-  View dq = new_matrix(c, Q, m.q_width(), op.accumulator);
-  View dh = new_matrix(c, R, m.width, op.accumulator);
+  View dkv = new_acc(c, R, 2 * kv, "gradients/keys and values");
+  View dq = new_acc(c, Q, m.q_width(), "gradients/q");
+  View dh = new_acc(c, R, m.width, "gradients/normed");
 
   if (Q) {
     // out = middle + down(silu(gate) * up)
-    View dproduct = new_matrix(c, Q, m.mlp, op.accumulator);
-    View dgate = new_matrix(c, Q, m.mlp, op.accumulator);
-    View dup = new_matrix(c, Q, m.mlp, op.accumulator);
+    View dproduct = new_acc(c, Q, m.mlp, "gradients/product");
+    View dgate = new_acc(c, Q, m.mlp, "gradients/gate");
+    View dup = new_acc(c, Q, m.mlp, "gradients/up");
     View dnorm = rows_of(dh, 0, Q);
     op.matmul_backward(c, dx, w.down, dproduct, Into::set);
     op.swiglu_backward(c, dproduct, a.gate, a.up, dgate, dup);
@@ -36,7 +36,7 @@ View backward_layer(const Pass& p, int64_t l, View dx, const PassGradients& g, V
     op.rmsnorm_backward(c, dnorm, a.middle, w.mlp_norm, m.eps, dx);
 
     // middle = x + o(attention(q, [context][kv]))
-    View dattended = new_matrix(c, Q, m.q_width(), op.accumulator);
+    View dattended = new_acc(c, Q, m.q_width(), "gradients/attended");
     View dcontext = g.context;
     if (dcontext.data) dcontext = rows_of(dcontext, l * (dcontext.rows / m.layers), dcontext.rows / m.layers);
     op.matmul_backward(c, dx, w.o, dattended, Into::set);
@@ -49,7 +49,7 @@ View backward_layer(const Pass& p, int64_t l, View dx, const PassGradients& g, V
   if (!input) return dx;
 
   // q, k, v = turn(Wq h), turn(Wk h), Wv h with h = norm(x); in the last layer q only of the query rows
-  View dnorm = Q < R ? new_matrix(c, Q, m.width, op.accumulator) : dh;
+  View dnorm = Q < R ? new_acc(c, Q, m.width, "gradients/query rows") : dh;
   if (Q) {
     op.rope_backward(c, dq, last ? b.query_positions : b.positions, m.turns, dq);
     op.matmul_backward(c, dq, w.q, dnorm, Into::set);
@@ -75,16 +75,19 @@ void backward(const Pass& p, View dh, const PassGradients& g) {
   const Context& c = p.context;
   if (c.flops) *c.flops += pass_flops(p.model, p.batch.rows, p.batch.queries);
   Scratch scope(*c.arena);
-  View next = g.input.data ? g.input : new_matrix(c, p.batch.rows, p.model.width, c.ops->accumulator);
-  View dx = p.batch.queries == p.batch.rows
-                ? next
-                : new_matrix(c, p.batch.queries, p.model.width, c.ops->accumulator);
-  if (p.batch.queries) {
+  const int64_t R = p.batch.rows, Q = p.batch.queries, d = p.model.width, L = p.model.layers;
+  View next = g.input.data ? g.input : new_acc(c, R, d, "gradients/layer input");
+  View dx = Q == R ? next : new_acc(c, Q, d, "gradients/last layer");
+  if (Q) {
     c.ops->zero(c, dx);
     c.ops->rmsnorm_backward(c, dh, p.output, p.model.final_norm, p.model.eps, dx);
   }
-  for (int64_t l = p.model.layers - 1; l >= 0; --l) {
-    if (p.keep == Keep::inputs) forward_layer(p, l, {});
+  for (int64_t l = L - 1; l >= 0; --l) {
+    const int64_t first = l / p.stretch * p.stretch;
+    if (l == first + p.stretch - 1 && l != L - 1) {  // the last stretch still has its activations
+      for (int64_t s = first; s <= l; ++s) forward_layer(p, s, s < l ? p.layer[s + 1].input : View{});
+      if (c.again) *c.again += p.stretch * layer_flops(p.model, R, R);
+    }
     dx = backward_layer(p, l, dx, g, next, l > 0 || g.input.data);
   }
 }

@@ -10,10 +10,12 @@ namespace quest {
 // behind the text's own keys and values. A row's position counts the rows that it sees before it: its
 // context's and its own. pooled: how many of a group's last rows are query rows, at most.
 static Pass begin(const Encoder& e, const Text* texts, int64_t n, bool of_prompt, KeyValues context,
-                  int32_t pooled, Keep keep, KeyValues store) {
+                  int32_t pooled, int64_t spacing, KeyValues store) {
   const Context& c = e.context;
   Batch b;
-  Group *groups = c.arena->array<Group>(n), *last = c.arena->array<Group>(n);
+  Arena& arena = *c.arena;
+  Group* groups = arena.array<Group>(n, "bookkeeping/groups");
+  Group* last = arena.array<Group>(n, "bookkeeping/groups, last layer");
   for (int64_t t = 0; t < n; ++t) {
     const int32_t rows = of_prompt ? e.prompt.rows : texts[t].count, row = b.rows, query = b.queries;
     groups[t] = {of_prompt ? texts[t].kv : context, row, rows, row, rows};
@@ -21,8 +23,10 @@ static Pass begin(const Encoder& e, const Text* texts, int64_t n, bool of_prompt
     b.rows += rows;
     b.queries += last[t].queries;
   }
-  int32_t *ids = c.arena->array<int32_t>(b.rows), *positions = c.arena->array<int32_t>(b.rows);
-  int32_t *rows = c.arena->array<int32_t>(b.queries), *query_positions = c.arena->array<int32_t>(b.queries);
+  int32_t* ids = arena.array<int32_t>(b.rows, "bookkeeping/tokens");
+  int32_t* positions = arena.array<int32_t>(b.rows, "bookkeeping/positions");
+  int32_t* rows = arena.array<int32_t>(b.queries, "bookkeeping/query rows");
+  int32_t* query_positions = arena.array<int32_t>(b.queries, "bookkeeping/query positions");
   for (int64_t t = 0; t < n; ++t)
     for (int32_t i = 0; i < last[t].rows; ++i) {
       const int32_t row = last[t].row + i, pooled_row = i - (last[t].rows - last[t].queries);
@@ -34,7 +38,7 @@ static Pass begin(const Encoder& e, const Text* texts, int64_t n, bool of_prompt
     }
   b.groups = groups, b.pooled = last, b.count = n;
   b.ids = ids, b.positions = positions, b.query_rows = rows, b.query_positions = query_positions;
-  const Pass p = begin_pass(e.model, c, b, keep, store);
+  const Pass p = begin_pass(e.model, c, b, spacing, store);
   if (of_prompt)
     c.ops->gather(c, e.prompt, ids, p.layer[0].input);
   else
@@ -42,13 +46,14 @@ static Pass begin(const Encoder& e, const Text* texts, int64_t n, bool of_prompt
   return p;
 }
 
-Pass prefix_pass(const Encoder& e, Keep keep) {
+Pass prefix_pass(const Encoder& e, int64_t spacing) {
   const Context& c = e.context;
   const int64_t K = e.placement == Placement::prefix ? e.prompt.rows : 0;
   const int64_t bytes = K * key_value_bytes(e.model, c.ops->activation);
-  const KeyValues store{c.arena->array<std::byte>(bytes * e.model.layers), bytes, K};
+  const KeyValues store{c.arena->array<std::byte>(bytes * e.model.layers, "prompt/keys and values"), bytes,
+                        K};
   const Text none;
-  const Pass p = begin(e, &none, K ? 1 : 0, true, {}, 0, keep, store);
+  const Pass p = begin(e, &none, K ? 1 : 0, true, {}, 0, spacing, store);
   if (K) forward(p, {});
   return p;
 }
@@ -57,27 +62,27 @@ void text_pass(const Encoder& e, Text* texts, int64_t n, KeyValues store, View l
   const Context& c = e.context;
   Scratch scope(*c.arena);
   const int32_t pooled = mean.data ? INT32_MAX : last.data ? 1 : 0;
-  const Pass p = begin(e, texts, n, false, {}, pooled, Keep::nothing, store);
-  View h = new_matrix(c, p.batch.queries, e.model.width, c.ops->accumulator);
+  const Pass p = begin(e, texts, n, false, {}, pooled, forward_only, store);
+  View h = new_acc(c, p.batch.queries, e.model.width, "activations/final norm");
   forward(p, h);
   if (mean.data) c.ops->pool(c, p.batch.pooled, n, h, mean);
-  int32_t* rows = c.arena->array<int32_t>(n);
+  int32_t* rows = c.arena->array<int32_t>(last.data ? n : 0, "bookkeeping/last rows");
   const int64_t bytes = key_value_bytes(e.model, c.ops->activation);
   for (int64_t t = 0; t < n; ++t) {
     const Group& g = p.batch.pooled[t];
-    rows[t] = g.query + g.queries - 1;
+    if (last.data) rows[t] = g.query + g.queries - 1;
     texts[t].kv = {store.data + g.row * bytes, store.layer_bytes, g.rows};
   }
   if (last.data) c.ops->gather(c, h, rows, last);
 }
 
-Pass embed_pass(const Encoder& e, const Text* texts, int64_t n, KeyValues prefix, Keep keep,
+Pass embed_pass(const Encoder& e, const Text* texts, int64_t n, KeyValues prefix, int64_t spacing,
                 View embeddings) {
   const Context& c = e.context;
   const Pass p = begin(e, texts, n, e.placement == Placement::suffix, prefix,
-                       e.pooling == Pooling::last ? 1 : INT32_MAX, keep, {});
+                       e.pooling == Pooling::last ? 1 : INT32_MAX, spacing, {});
   Scratch scope(*c.arena);
-  View h = new_matrix(c, p.batch.queries, e.model.width, c.ops->accumulator);
+  View h = new_acc(c, p.batch.queries, e.model.width, "activations/final norm");
   forward(p, h);
   c.ops->pool(c, p.batch.pooled, n, h, embeddings);
   return p;
@@ -91,16 +96,19 @@ int64_t texts_per_pass(const Text* texts, int64_t first, int64_t n, int64_t rows
 
 Text* with_keys_values(const Encoder& e, const Text* texts, int64_t n) {
   const Context& c = e.context;
-  Text *copy = c.arena->array<Text>(n), *missing = c.arena->array<Text>(n);
-  std::copy_n(texts, n, copy);
   const auto lacks = [&](const Text& t) { return e.placement == Placement::suffix && !t.kv.data; };
-  const int64_t count = std::copy_if(copy, copy + n, missing, lacks) - missing;
+  const int64_t count = std::count_if(texts, texts + n, lacks);
+  Text* copy = c.arena->array<Text>(n, "bookkeeping/texts");
+  Text* missing = c.arena->array<Text>(count, "bookkeeping/texts to run");
+  std::copy_n(texts, n, copy);
+  std::copy_if(copy, copy + n, missing, lacks);
   for (int64_t first = 0, each; first < count; first += each) {
     each = texts_per_pass(missing, first, count, e.rows);
     int64_t tokens = 0;
     for (int64_t t = first; t < first + each; ++t) tokens += missing[t].count;
     const int64_t bytes = tokens * key_value_bytes(e.model, c.ops->activation);
-    const KeyValues store{c.arena->array<std::byte>(bytes * e.model.layers), bytes, tokens};
+    const KeyValues store{c.arena->array<std::byte>(bytes * e.model.layers, "texts/keys and values"), bytes,
+                          tokens};
     text_pass(e, missing + first, each, store, {}, {});
   }
   for (int64_t t = 0; t < n; ++t)
@@ -111,14 +119,14 @@ Text* with_keys_values(const Encoder& e, const Text* texts, int64_t n) {
 void embed_texts(const Encoder& e, const Text* texts, int64_t n, View embeddings) {
   const Context& c = e.context;
   Scratch scope(*c.arena);
-  const Pass prefix = prefix_pass(e, Keep::nothing);
+  const Pass prefix = prefix_pass(e, forward_only);
   for (int64_t first = 0, count; first < n; first += count) {
     Scratch pass_scope(*c.arena);
     count = e.placement == Placement::suffix  // then the pass runs the prompt's rows, not the texts' tokens
                 ? std::min(e.rows / e.prompt.rows + 1, n - first)
                 : texts_per_pass(texts, first, n, e.rows);
     const Text* ready = with_keys_values(e, texts + first, count);
-    embed_pass(e, ready, count, prefix.own, Keep::nothing, rows_of(embeddings, first, count));
+    embed_pass(e, ready, count, prefix.own, forward_only, rows_of(embeddings, first, count));
   }
 }
 

@@ -24,8 +24,8 @@ struct Encoder {
 };
 
 // Prefix placement: the prompt's rows, run once for all texts. Otherwise nothing happens (rows == 0).
-// With keep != nothing the pass can be run backward.
-Pass prefix_pass(const Encoder&, Keep keep);
+// With a spacing the pass can be run backward.
+Pass prefix_pass(const Encoder&, int64_t spacing);
 
 // Suffix placement: keys and values of texts, without prompt. Fills store (layers * rows * key_value_bytes
 // for all their tokens) and sets texts[i].kv. With last or mean ([n,d] acc) also the embeddings without any
@@ -34,7 +34,7 @@ void text_pass(const Encoder&, Text* texts, int64_t n, KeyValues store, View las
 
 // The pass whose pooled rows are the embeddings of the texts; forward() has run when it returns, e [n,d] acc
 // is filled. prefix: own keys and values of prefix_pass. Suffix: every text has its kv.
-Pass embed_pass(const Encoder&, const Text* texts, int64_t n, KeyValues prefix, Keep keep, View e);
+Pass embed_pass(const Encoder&, const Text* texts, int64_t n, KeyValues prefix, int64_t spacing, View e);
 
 // Embeddings e [n,d] acc of any number of texts, pass by pass; nothing stays in the arena.
 // Suffix texts without kv are run through text_pass first.

@@ -64,6 +64,10 @@ void each_weight(auto& m, auto&& f) {
 // nf4: the linear layers are quantised to NF4 with double quantisation.
 std::unique_ptr<Model> load_model(const std::string& path, bool nf4 = false);
 
+// A model without its weights, of bf16, or NF4 in the linear layers: the sizes of a config.json, or of a
+// model known by name ("llama-7b"). Throws Error(usage) for another name, Error(input) for a bad file.
+std::unique_ptr<Model> load_shape(const std::string& name_or_path, bool nf4);
+
 std::vector<float> decoded(const View& weights);  // of any stored type
 
 }  // namespace quest

@@ -21,11 +21,10 @@ struct Batch {
   const int32_t* query_positions = nullptr;  // [Q] its position
 };
 
-// What stays in memory for the backward pass. The bits of every result are the same.
-//   nothing: forward only
-//   inputs: each layer's fp32 input; the rest is computed again, layer by layer
-//   all: no recomputation
-enum class Keep { nothing, inputs, all };
+// What stays in memory for the backward pass: the fp32 input of every spacing-th layer, and everything that
+// the backward of `spacing` layers needs; stretches of so many layers are computed again, but for the last.
+// The bits of every result are the same. At least the number of layers: no recomputation; 0: forward only.
+constexpr int64_t forward_only = 0, keep_all = INT64_MAX;
 
 // What one layer's backward needs. Rows: R, in the last layer Q (input and kv always R).
 struct Activations {
@@ -40,23 +39,25 @@ struct Pass {
   const Model& model;
   const Context& context;
   Batch batch;
-  Keep keep;
+  int64_t stretch;     // layers whose activations have places of their own; layer l + stretch has those of l
   View output;         // [Q,d] acc: residual stream after the last layer
-  KeyValues own;       // keys and values of these rows; layer_bytes == 0: one place for all layers
-  Activations* layer;  // [layers]; what is not kept has one place for all layers
+  KeyValues own;       // keys and values of these rows, where the caller said
+  Activations* layer;  // [layers]
 };
 
-// Matrix from the arena.
-View new_matrix(const Context&, int64_t rows, int64_t cols, Type type);
+// Matrices from the arena, of the ops' two types; name: "group/name", for the plan.
+View new_acc(const Context&, int64_t rows, int64_t cols, const char* name);
+View new_act(const Context&, int64_t rows, int64_t cols, const char* name);
 
 int64_t key_value_bytes(const Model&, Type activation);  // of one row in one layer
 
 // Reserves the pass's memory in the arena; the caller then fills layer[0].input. store: where the keys and
 // values of all layers go (layers * rows * key_value_bytes), or data == nullptr.
-Pass begin_pass(const Model&, const Context&, Batch, Keep, KeyValues store);
+Pass begin_pass(const Model&, const Context&, Batch, int64_t spacing, KeyValues store);
 
 // Work of a forward pass, and of its backward pass too: 2 FLOP a weight of the linear layers and row.
-// Attention and recomputation are not counted.
+// Attention is not counted.
+double layer_flops(const Model&, int64_t rows, int64_t queries);
 double pass_flops(const Model&, int64_t rows, int64_t queries);
 
 // Runs all layers and the final norm; h [Q,d] acc.

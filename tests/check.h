@@ -137,7 +137,7 @@ struct Bench {
   Context context;
   explicit Bench(const Ops& table, int thread_count = 2)
       : threads(thread_count), arena(size_t{1} << 30), ops(table), context{&ops, &threads, &arena} {
-    arena.allocate(4 << 20);
+    arena.array<std::byte>(4 << 20, "test/poisoned");
     arena.release(0);
     arena.poison();
   }

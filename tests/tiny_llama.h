@@ -1,4 +1,4 @@
-// A random two-layer LLaMA in memory: grouped heads, packed weights with several blocks a row.
+// A random LLaMA in memory: grouped heads, packed weights with several blocks a row.
 #pragma once
 #include <memory>
 #include <vector>
@@ -12,9 +12,9 @@ struct TinyLlama {
   Model model;
   std::vector<std::vector<std::byte>> memory;
 
-  explicit TinyLlama(uint64_t seed, Type type = Type::q4_1) {
+  explicit TinyLlama(uint64_t seed, Type type = Type::q4_1, int64_t layers = 2) {
     Random r(seed);
-    model.layers = 2, model.width = 64, model.mlp = 96, model.vocabulary = 20, model.max_positions = 64;
+    model.layers = layers, model.width = 64, model.mlp = 96, model.vocabulary = 20, model.max_positions = 64;
     model.heads = {4, 2, 16};
     // NF4: blocks straddle the rows of the MLP's last layer, and its scales have two nested groups
     if (type == Type::nf4) model.mlp = 260;

@@ -8,6 +8,7 @@ Command data_import_command();
 Command data_debian_command();
 Command sample_command();
 Command train_command();
+Command plan_command();
 Command eval_command();
 Command predict_command();
 Command info_command();

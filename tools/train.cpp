@@ -60,7 +60,9 @@ std::vector<Option> job_options(Settings& s) {
       {"threads", 't', &s.threads, "N", "threads; 0: all", 0, 1024},
       {"text-cache", 0, &s.text_cache, "SIZE", "keys and values of texts to keep, such as 4GiB; 0: none"},
       {"rows", 0, &s.rows, "N", "tokens of one pass, about", 1, 1e6},
-      {"recompute", 0, &s.recompute, "", "keep only layer inputs for the backward pass"},
+      {"micro", 0, &s.micro, "N", "texts of a pass, the batch in several; 0: as memory allows", 0, 1e7},
+      {"spacing", 0, &s.spacing, "N",
+       "keep the input of every Nth layer, run the others again; 0: as memory allows", 0, 4096},
   };
 }
 
@@ -82,7 +84,7 @@ RunFolder run_folder(Settings settings, const std::string& path) {
 void require_same_job(const std::string& folder, Settings given) {
   Settings settings = read_config(folder);
   const std::vector<Option> was = job_options(settings), is = job_options(given);
-  constexpr std::string_view free = " data model kernels threads text-cache rows recompute ";
+  constexpr std::string_view free = " data model kernels threads text-cache rows micro spacing ";
   for (size_t i = 0; i < was.size(); ++i)
     std::visit(
         [&](auto* target) {

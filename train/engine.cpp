@@ -27,7 +27,7 @@ Engine::Engine(const Settings& s)
     : model(load_model(s.model.empty() ? default_model_path() : s.model, s.quant == "nf4")),
       tokenizer(new Tokenizer(read_vocabulary(model->path))),
       threads(s.threads),
-      arena(available_memory()),
+      arena(available_memory() / 10 * 8),
       ops(cpu_ops(s.kernels.empty() ? nullptr : s.kernels.c_str(),
                   s.precision == "f32" ? Type::f32 : Type::bf16)),
       context{&ops, &threads, &arena, &flops},
@@ -130,7 +130,7 @@ TextCache::TextCache(Engine& engine, const Corpus& corpus, int64_t limit)
     const size_t mark = engine.arena.used();
     if (interrupted()) throw Stopped{};
     text_pass(engine.encoder(), texts.data() + first, count,
-              {engine.arena.array<std::byte>(size), tokens * row, tokens},
+              {engine.arena.array<std::byte>(size, "texts/cached keys and values"), tokens * row, tokens},
               rows_of(engine.view(last), first, count), rows_of(engine.view(mean), first, count));
     if (bytes + size <= limit) {
       bytes += size, kept += count;

@@ -293,7 +293,7 @@ double measured_speed(Engine& engine, const Corpus& corpus) {
     Scratch scope(engine.arena);
     const double start = now_seconds();
     embed_texts(engine.encoder(), corpus.texts.data(), n,
-                new_matrix(engine.context, n, engine.width(), Type::f32));
+                new_acc(engine.context, n, engine.width(), "embeddings/of the probe"));
     seconds = now_seconds() - start;
   }
   engine.flops = counted;

@@ -1,5 +1,8 @@
 #include "train/step.h"
 
+#include <algorithm>
+#include <new>
+
 #include "kernels/base/arena.h"
 
 namespace quest {
@@ -9,13 +12,13 @@ namespace {
 // e [T,d] -> loss and de [T,d]
 void contrast(const Context& c, const StepBatch& b, View e, View loss, View de) {
   const Ops& op = *c.ops;
-  const Type acc = op.accumulator;
   const int64_t d = e.cols, U = std::ssize(b.queries), L = std::ssize(b.labels);
   Scratch scope(*c.arena);
-  View u = new_matrix(c, e.rows, d, acc), du = new_matrix(c, e.rows, d, acc);
-  View q = new_matrix(c, U, d, acc), dq = new_matrix(c, U, d, acc);
-  View l = new_matrix(c, L, d, acc), dl = new_matrix(c, L, d, acc);
-  View s = new_matrix(c, U, L, acc), ds = new_matrix(c, U, L, acc);
+  View u = new_acc(c, e.rows, d, "loss/unit embeddings"),
+       du = new_acc(c, e.rows, d, "loss/d unit embeddings");
+  View q = new_acc(c, U, d, "loss/queries"), dq = new_acc(c, U, d, "loss/d queries");
+  View l = new_acc(c, L, d, "loss/labels"), dl = new_acc(c, L, d, "loss/d labels");
+  View s = new_acc(c, U, L, "loss/similarities"), ds = new_acc(c, U, L, "loss/d similarities");
 
   op.normalize(c, e, b.mean, u);
   op.gather(c, u, b.queries.data(), q);
@@ -33,45 +36,66 @@ void contrast(const Context& c, const StepBatch& b, View e, View loss, View de) 
 
 }  // namespace
 
-void loss_and_gradient(const Encoder& e, const StepBatch& b, int64_t micro, Keep keep, View loss,
-                       View dprompt) {
+BatchArrays::BatchArrays(Arena& arena, int64_t B, bool symmetric)
+    : texts(arena.array<Text>(2 * B, "batch/texts")),
+      numbers(arena.array<int32_t>(2 * B, "batch/numbers of texts")),
+      queries(arena.array<int32_t>(B, "batch/queries")),
+      labels(arena.array<int32_t>(B, "batch/labels")),
+      pairs(arena.array<Pair>(B, "batch/pairs")),
+      hidden(arena.array<uint8_t>(B * B, "batch/hidden labels")),
+      hidden_queries(symmetric ? arena.array<uint8_t>(B * B, "batch/hidden queries") : nullptr) {}
+
+StepBatch BatchArrays::batch(int64_t T, int64_t U, int64_t L, int64_t B) const {
+  StepBatch b;
+  b.texts = {texts, static_cast<size_t>(T)}, b.pairs = {pairs, static_cast<size_t>(B)};
+  b.queries = {queries, static_cast<size_t>(U)}, b.labels = {labels, static_cast<size_t>(L)};
+  b.hidden = hidden, b.hidden_queries = hidden_queries;
+  return b;
+}
+
+void loss_and_gradient(const Encoder& e, const StepBatch& b, const Policy& policy, View loss, View dprompt) {
   const Context& c = e.context;
   const Ops& op = *c.ops;
-  const int64_t d = e.model.width, T = std::ssize(b.texts);
-  const bool several = micro < T;
+  const int64_t d = e.model.width, T = std::ssize(b.texts), micro = std::min(policy.micro, T);
+  const int64_t passes = (T + micro - 1) / micro, held = std::min(policy.held, passes);
   Scratch scope(*c.arena);
-  View embeddings = new_matrix(c, T, d, op.accumulator), de = new_matrix(c, T, d, op.accumulator);
-  const Pass prefix = prefix_pass(e, keep);
+  View embeddings = new_acc(c, T, d, "loss/embeddings"), de = new_acc(c, T, d, "loss/d embeddings");
+  const Pass prefix = prefix_pass(e, policy.spacing);
   PassGradients gradients;
   if (prefix.batch.rows) {
-    gradients.context = new_matrix(c, e.model.layers * prefix.batch.rows, e.model.kv_width(), op.accumulator);
+    gradients.context = new_acc(c, e.model.layers * prefix.batch.rows, e.model.kv_width(),
+                                "gradients/prompt's keys and values");
     op.zero(c, gradients.context);
   }
   op.zero(c, dprompt);
 
-  const int64_t each = several ? micro : T;
-  for (int64_t first = 0; several && first < T; first += each) {
+  const auto run = [&](int64_t i, int64_t spacing) {
+    const int64_t first = i * micro, n = std::min(micro, T - first);
+    const Text* texts = with_keys_values(e, b.texts.data() + first, n);
+    return embed_pass(e, texts, n, prefix.own, spacing, rows_of(embeddings, first, n));
+  };
+  Pass* kept = c.arena->array<Pass>(held, "bookkeeping/passes");
+  for (int64_t i = 0; i < held; ++i) new (kept + i) Pass(run(i, policy.spacing));
+  for (int64_t i = held; i < passes; ++i) {
     Scratch pass_scope(*c.arena);
-    const int64_t n = first + each < T ? each : T - first;
-    embed_pass(e, with_keys_values(e, b.texts.data() + first, n), n, prefix.own, Keep::nothing,
-               rows_of(embeddings, first, n));
+    run(i, forward_only);
   }
-  if (several) contrast(c, b, embeddings, loss, de);
-  for (int64_t first = 0; first < T; first += each) {
+  contrast(c, b, embeddings, loss, de);
+  for (int64_t i = 0; i < passes; ++i) {
     Scratch pass_scope(*c.arena);
-    const int64_t n = first + each < T ? each : T - first;
-    const Pass p = embed_pass(e, with_keys_values(e, b.texts.data() + first, n), n, prefix.own, keep,
-                              rows_of(embeddings, first, n));
-    if (!several) contrast(c, b, embeddings, loss, de);
-    View dh = new_matrix(c, p.batch.queries, d, op.accumulator);
-    op.pool_backward(c, p.batch.pooled, n, rows_of(de, first, n), dh);
-    if (e.placement == Placement::suffix) gradients.input = new_matrix(c, p.batch.rows, d, op.accumulator);
+    const double before = c.flops ? *c.flops : 0;
+    const Pass p = i < held ? kept[i] : run(i, policy.spacing);
+    if (c.again) *c.again += *c.flops - before, *c.flops = before;
+    View dh = new_acc(c, p.batch.queries, d, "gradients/pooled rows");
+    op.pool_backward(c, p.batch.pooled, p.batch.count, rows_of(de, i * micro, p.batch.count), dh);
+    if (e.placement == Placement::suffix)
+      gradients.input = new_acc(c, p.batch.rows, d, "gradients/prompt rows");
     backward(p, dh, gradients);
     if (e.placement == Placement::suffix) op.gather_backward(c, gradients.input, p.batch.ids, dprompt);
   }
   if (prefix.batch.rows) {  // once a step, after the last pass
     PassGradients of_prefix;
-    of_prefix.input = new_matrix(c, prefix.batch.rows, d, op.accumulator);
+    of_prefix.input = new_acc(c, prefix.batch.rows, d, "gradients/prompt");
     of_prefix.kv = gradients.context;
     backward(prefix, {}, of_prefix);
     op.add(c, of_prefix.input, dprompt);

@@ -14,6 +14,7 @@
 #include "kernels/base/error.h"
 #include "kernels/base/progress.h"
 #include "kernels/base/random.h"
+#include "train/plan.h"
 #include "train/prompt_file.h"
 
 namespace quest {
@@ -57,9 +58,9 @@ class MetricsFile {
 View number_view(float& x) { return {&x, Type::f32, 1, 1, 1}; }
 
 // The number of x in the list, which it joins if it is new.
-int32_t place(std::vector<int32_t>& list, int32_t x) {
-  const auto at = std::find(list.begin(), list.end(), x) - list.begin();
-  if (at == std::ssize(list)) list.push_back(x);
+int32_t place(int32_t* list, int64_t& count, int32_t x) {
+  const int64_t at = std::find(list, list + count, x) - list;
+  if (at == count) list[count++] = x;
   return static_cast<int32_t>(at);
 }
 
@@ -214,6 +215,28 @@ bool Trainer::positive(int32_t pair, int32_t text) const {
          std::any_of(row.begin(), row.end(), is);
 }
 
+// The settings' policy, or the fastest that memory allows beside what the arena holds already.
+Policy Trainer::choose_policy() const {
+  if (settings_.micro || settings_.spacing) return given_policy(settings_);
+  const bool cached = std::ranges::all_of(cached_, [](const Text& t) { return t.kv.data != nullptr; });
+  StepShape shape = step_shape(settings_, cached);
+  shape.pairs = std::min(shape.pairs, std::ssize(task_.pairs));
+  const Model& model = *engine_.model;
+  const int threads = engine_.threads.count();
+  const size_t room = engine_.arena.room();
+  const auto fastest = fastest_policy(model, engine_.ops, threads, shape, room);
+  if (!fastest)
+    fail(Exit::machine,
+         "memory: a step of %ld pairs needs at least %.2f GiB, and %.2f GiB are left; lower --batch, "
+         "--length or "
+         "--text-cache",
+         shape.pairs, plan_step(model, engine_.ops, threads, shape, smallest_policy(model)).peak / 0x1p30,
+         room / 0x1p30);
+  if (fastest->micro < 2 * shape.pairs || fastest->spacing < model.layers)
+    fprintf(stderr, "memory: %s\n", describe(*fastest, 2 * shape.pairs, model.layers).c_str());
+  return *fastest;
+}
+
 double Trainer::step(std::vector<float>& gradient) {
   const int64_t n = std::ssize(task_.pairs), B = std::min(settings_.batch, n);
   const int64_t per_epoch = n / B, epoch = state.step / per_epoch;
@@ -228,37 +251,32 @@ double Trainer::step(std::vector<float>& gradient) {
   }
   const int32_t* chosen = order_.data() + state.step % per_epoch * B;
 
-  std::vector<int32_t> numbers, queries, labels;  // distinct texts; those that are query rows, label rows
-  std::vector<Pair> pairs;
+  Scratch scope(engine_.arena);
+  const BatchArrays a(engine_.arena, B, settings_.symmetric);
+  int64_t T = 0, U = 0, L = 0;  // distinct texts; query rows, label rows
   for (int64_t i = 0; i < B; ++i) {
-    const int32_t query = place(numbers, task_.pair_texts[chosen[i]]);
-    const int32_t label = place(numbers, task_.label_texts[task_.number[task_.pairs[chosen[i]].label]]);
-    if (settings_.unmasked) queries.push_back(query), labels.push_back(label);
-    pairs.push_back(settings_.unmasked ? Pair{int32_t(i), int32_t(i)}
-                                       : Pair{place(queries, query), place(labels, label)});
+    const int32_t query = place(a.numbers, T, task_.pair_texts[chosen[i]]);
+    const int32_t label = place(a.numbers, T, task_.label_texts[task_.number[task_.pairs[chosen[i]].label]]);
+    if (settings_.unmasked)  // every pair has rows of its own
+      a.queries[U] = query, a.labels[L] = label, a.pairs[i] = {int32_t(U++), int32_t(L++)};
+    else
+      a.pairs[i] = {place(a.queries, U, query), place(a.labels, L, label)};
   }
-  const int64_t L = std::ssize(labels), U = std::ssize(queries);
-  std::vector<uint8_t> hidden(B * L), hidden_queries(settings_.symmetric ? B * U : 0);
+  std::fill_n(a.hidden, B * L, uint8_t{0});
+  if (a.hidden_queries) std::fill_n(a.hidden_queries, B * U, uint8_t{0});
   for (int64_t i = 0; i < B && !settings_.unmasked; ++i) {
     for (int64_t j = 0; j < L; ++j)
-      hidden[i * L + j] = j != pairs[i].label && positive(chosen[i], numbers[labels[j]]);
-    for (int64_t k = 0; k < B && settings_.symmetric; ++k)
-      if (pairs[k].query != pairs[i].query && positive(chosen[k], numbers[labels[pairs[i].label]]))
-        hidden_queries[i * U + pairs[k].query] = 1;
+      a.hidden[i * L + j] = j != a.pairs[i].label && positive(chosen[i], a.numbers[a.labels[j]]);
+    for (int64_t k = 0; k < B && a.hidden_queries; ++k)
+      if (a.pairs[k].query != a.pairs[i].query && positive(chosen[k], a.numbers[a.labels[a.pairs[i].label]]))
+        a.hidden_queries[i * U + a.pairs[k].query] = 1;
   }
-  std::vector<Text> texts;
-  for (const int32_t t : numbers) texts.push_back(cached_[t]);
-  StepBatch b{texts,
-              queries,
-              labels,
-              pairs,
-              hidden.data(),
-              settings_.symmetric ? hidden_queries.data() : nullptr,
-              settings_.temperature};
+  for (int64_t t = 0; t < T; ++t) a.texts[t] = cached_[a.numbers[t]];
+  StepBatch b = a.batch(T, U, L, B);
+  b.temperature = settings_.temperature;
   if (!state.mean.empty()) b.mean = engine_.view(state.mean);
   float loss = 0;
-  loss_and_gradient(engine_.encoder(settings_, engine_.view(state.prompt)), b, std::ssize(texts),
-                    settings_.recompute ? Keep::inputs : Keep::all, number_view(loss),
+  loss_and_gradient(engine_.encoder(settings_, engine_.view(state.prompt)), b, policy_, number_view(loss),
                     engine_.view(gradient));
   return loss;
 }
@@ -286,6 +304,7 @@ void Trainer::run() {
   MetricsFile metrics(folder_ + "/metrics.jsonl", state.step);
   const double warm = std::max(1.0, std::floor(settings_.warmup * steps));
   std::vector<float> gradient(state.prompt.size());
+  policy_ = choose_policy();
   Progress progress("training", steps - state.step, "steps");
   double saved = now_seconds();
   while (state.step < steps && !state.finished) {

@@ -60,6 +60,7 @@ class Trainer {
   TrainState state;
 
  private:
+  Policy choose_policy() const;
   double step(std::vector<float>& gradient);  // returns the loss
   void checkpoint();
   bool positive(int32_t pair, int32_t text) const;  // hidden from the pair's denominator, unless its target
@@ -69,6 +70,7 @@ class Trainer {
   const Settings& settings_;
   const std::vector<Text>& cached_;
   std::string folder_;
+  Policy policy_;
   std::vector<int32_t> order_;  // pairs of the current epoch
   int64_t order_epoch_ = -1;
   std::vector<int32_t> validation_labels_;  // ranked against during training

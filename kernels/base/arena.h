@@ -1,5 +1,5 @@
-// One arena, handed down to every op: a reserved range of addresses that is used as a stack. Memory is
-// committed by the kernel at first touch, so what is never used costs nothing.
+// One arena, handed down to every op: a range of addresses that is used as a stack. Everything in it has a
+// name, "group/name", and a shape, so that a rehearsal (model/plan.h) can list it before it exists.
 #pragma once
 #include <sys/mman.h>
 
@@ -9,17 +9,37 @@
 #include <cstring>
 #include <fstream>
 #include <string>
+#include <type_traits>
 
 #include "kernels/base/error.h"
 
 namespace quest {
 
+// What an allocation is, for the plan.
+struct What {
+  const char *name, *type;  // "group/name", element type
+  int64_t rows, cols;
+};
+
+// Who wants to know of every allocation.
+struct Witness {
+  size_t gap = 0;  // bytes to leave free behind each
+  virtual void allocated(const What&, std::byte* base, size_t offset, size_t bytes) = 0;
+  virtual void released(size_t mark) = 0;  // all from this offset on
+
+ protected:
+  ~Witness() = default;
+};
+
 class Arena {
  public:
-  // limit: bytes in use at once; throws Error(machine) when it cannot be reserved.
-  explicit Arena(size_t limit) : limit_(limit) {
-    void* p =
-        mmap(nullptr, limit, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  // limit: bytes in use at once; throws Error(machine) when it cannot be reserved. Memory is committed by the
+  // kernel at first touch. A rehearsal's memory is shared, which counts against no limit of this process
+  // before it is touched, and only the graph's bookkeeping is.
+  explicit Arena(size_t limit, bool rehearsal = false, Witness* witness = nullptr)
+      : limit_(limit), witness_(witness) {
+    const int kind = rehearsal ? MAP_SHARED : MAP_PRIVATE;
+    void* p = mmap(nullptr, limit, PROT_READ | PROT_WRITE, kind | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED)
       fail(Exit::machine, "memory: cannot reserve %.1f GiB of addresses: %m; lower the limit",
            limit / 0x1p30);
@@ -30,24 +50,38 @@ class Arena {
   ~Arena() { munmap(base_, limit_); }
 
   // 64-byte aligned, contents undefined; throws Error(machine), naming the limit, when the arena is full.
-  void* allocate(size_t bytes) {
+  void* allocate(size_t bytes, const What& what) {
     const size_t rounded = (bytes + 63) & ~size_t{63};
     if (rounded < bytes || rounded > limit_ - used_)
       fail(Exit::machine,
-           "memory: %.1f MiB more were needed with %.1f of %.1f MiB in use; use shorter texts, "
+           "memory: %.1f MiB more were needed (%s) with %.1f of %.1f MiB in use; use shorter texts, "
            "a smaller batch or --text-cache 0",
-           bytes / 0x1p20, used_ / 0x1p20, limit_ / 0x1p20);
-    used_ += rounded;
+           bytes / 0x1p20, what.name, used_ / 0x1p20, limit_ / 0x1p20);
+    const size_t at = used_;
+    if (witness_) witness_->allocated(what, base_, at, bytes);
+    used_ += rounded + (witness_ ? witness_->gap : 0);
     peak_ = std::max(peak_, used_);
-    return base_ + used_ - rounded;
+    return base_ + at;
+  }
+  // Bytes of so many rows; too many for a number are too many for any limit.
+  static size_t product(int64_t rows, int64_t row_bytes) {
+    size_t bytes;
+    return __builtin_mul_overflow(rows, row_bytes, &bytes) ? SIZE_MAX : bytes;
   }
   template <class T>
-  T* array(int64_t count) {
-    return static_cast<T*>(allocate(count * sizeof(T)));
+  T* array(int64_t count, const char* name) {
+    const char* type = std::is_same_v<T, float> ? "F32" : std::is_same_v<T, int32_t> ? "I32" : "bytes";
+    const int64_t cols = *type == 'b' ? sizeof(T) : 1;
+    return static_cast<T*>(allocate(product(count, sizeof(T)), {name, type, count, cols}));
   }
 
   size_t used() const { return used_; }
-  void release(size_t mark) { used_ = mark; }  // mark: an earlier used(); frees all that came after it
+  size_t room() const { return limit_ - used_; }
+  size_t peak() const { return peak_; }  // most bytes in use so far
+  void release(size_t mark) {            // mark: an earlier used(); frees all that came after it
+    if (witness_) witness_->released(mark);
+    used_ = mark;
+  }
   void poison() {
     memset(base_ + used_, 0xff, peak_ - used_);
   }  // NaN in what was used and is free (for tests)
@@ -55,6 +89,7 @@ class Arena {
  private:
   std::byte* base_;
   size_t limit_, used_ = 0, peak_ = 0;
+  Witness* witness_;
 };
 
 // Frees on leaving the scope what was allocated inside it.

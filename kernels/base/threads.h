@@ -14,8 +14,10 @@ namespace quest {
 
 class Threads {
  public:
-  explicit Threads(int count) : count_(count > 0 ? count : allowed_cpus()), gate_(count_) {
-    for (int t = 1; t < count_; ++t)
+  // idle: counts them, but starts none and does no work (for a rehearsal).
+  explicit Threads(int count, bool idle = false)
+      : count_(count > 0 ? count : allowed_cpus()), idle_(idle), gate_(idle ? 1 : count_) {
+    for (int t = 1; t < count_ && !idle; ++t)
       workers_.emplace_back([this, t] {
         while (gate_.arrive_and_wait(), work_) {
           work_(t);
@@ -33,6 +35,7 @@ class Threads {
 
   // Calls f(item, thread) for every item in [0, items); returns when all are done. f must not throw.
   void each(int64_t items, auto&& f) {
+    if (idle_) return;
     std::atomic<int64_t> next = 0;
     const auto work = [&](int thread) {
       for (int64_t item; (item = next++) < items;) f(item, thread);
@@ -50,6 +53,7 @@ class Threads {
     return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
   }
   int count_;
+  bool idle_;
   std::barrier<> gate_;            // passed twice by all: before the work and after it
   std::function<void(int)> work_;  // of one thread
   std::vector<std::jthread> workers_;

@@ -271,27 +271,32 @@ TEST_F(Job, ReproduceIsItsRuns) {
   const Outcome done = quest(reproduce);
   ASSERT_EQ(done.status, 0) << done.err;
   EXPECT_EQ(fs::last_write_time(runs("default/result.json")), finished);
-  for (const std::string method : {"| TF-IDF, z_sum |", "| untrained suffix |", "| untrained prefix |",
-                                   "| default (suffix, MinHash) |", "| default as prefix |", "| preset paper,"})
+  for (const std::string method :
+       {"| TF-IDF, z_sum |", "| untrained suffix |", "| untrained prefix |", "| default (suffix, MinHash) |",
+        "| default as prefix |", "| preset paper,"})
     expect_contains(done.out, "\n" + method);
   const std::string prefix = read_file(runs("prefix/result.json"));
   expect_contains(done.out, format("| default as prefix | %.1f |", number_at(prefix, "/trained/P@1")));
-  expect_contains(done.out, format("| untrained prefix | %.1f |", number_at(prefix, "/untrained_all/start prompt/P@1")));
+  expect_contains(
+      done.out, format("| untrained prefix | %.1f |", number_at(prefix, "/untrained_all/start prompt/P@1")));
 
   const Words protocol = {"--test-queries", "2000", "--pairs", "3000", "--ratio", "0.25", "--length", "32"};
   const Words of_paper = {"--preset", "paper"}, by_uniform = {"--sampler", "uniform"};
   for (const auto& [name, more] : {std::pair("sampler-uniform", by_uniform), std::pair("paper", of_paper)}) {
     const std::string alone = std::string("alone-") + name;
-    const Outcome o = quest(Words{"train", "--model", tiny_model, "--data", "data", "--name", alone} + protocol + more);
+    const Outcome o =
+        quest(Words{"train", "--model", tiny_model, "--data", "data", "--name", alone} + protocol + more);
     ASSERT_EQ(o.status, 0) << o.err;
     for (const char* file : {"prompt.safetensors", "labels.safetensors", "index.hnsw", "metrics.jsonl"})
       EXPECT_TRUE(read_file(in(alone, file)) == read_file(runs(name) + "/" + file)) << name << " " << file;
     for (const char* part : {"/trained", "/untrained_all", "/tfidf_all", "/protocol"})
-      EXPECT_EQ(value_at(read_file(in(alone, "result.json")), part), value_at(read_file(runs(name) + "/result.json"), part));
+      EXPECT_EQ(value_at(read_file(in(alone, "result.json")), part),
+                value_at(read_file(runs(name) + "/result.json"), part));
   }
 
-  expect_refusal(quest({"reproduce", "table1", "--data", "elsewhere", "--model", tiny_model, "--name", "table"}), 2,
-                 {"elsewhere", "'data'"});
+  expect_refusal(
+      quest({"reproduce", "table1", "--data", "elsewhere", "--model", tiny_model, "--name", "table"}), 2,
+      {"elsewhere", "'data'"});
   edit(runs("paper/config.json"), "\"pairs\": 3000", "\"pairs\": 300");
   expect_refusal(quest(reproduce), 2, {"--pairs", "paper/config.json"});
   EXPECT_EQ(quest({"reproduce", "table2"}).status, 2);
@@ -328,10 +333,12 @@ TEST_F(Job, RepeatsToTheBit) {
   const struct {
     const char* name;
     Words options;
-  } ways[] = {
-      {"uncached", {"--text-cache", "0"}}, {"partly", {"--text-cache", "20KiB"}},
-      {"rows16", {"--rows", "16"}},        {"rows1", {"--rows", "1"}},
-      {"recompute", {"--recompute"}},      {"all", {"--recompute", "--rows", "100", "--text-cache", "0"}}};
+  } ways[] = {{"uncached", {"--text-cache", "0"}},
+              {"partly", {"--text-cache", "20KiB"}},
+              {"rows16", {"--rows", "16"}},
+              {"rows1", {"--rows", "1"}},
+              {"spacing", {"--spacing", "1"}},
+              {"all", {"--spacing", "2", "--micro", "5", "--rows", "100", "--text-cache", "0"}}};
   for (const auto& way : ways) {
     const Outcome o = train(way.name, steps + way.options);
     ASSERT_EQ(o.status, 0) << way.name << o.err;
@@ -359,7 +366,7 @@ TEST_F(Job, RepeatsToTheBitInEveryVariant) {
     const Outcome first = train(a, steps);
     ASSERT_EQ(first.status, 0) << first.err;
     ASSERT_EQ(
-        train(b, steps + Words{"--threads", "7", "--rows", "50", "--recompute", "--text-cache", "0"}).status,
+        train(b, steps + Words{"--threads", "7", "--rows", "50", "--micro", "3", "--text-cache", "0"}).status,
         0);
     expect_same(a, b, {"seconds", "tflop"});
     losses.push_back(read_file(in(a, "metrics.jsonl")));
@@ -375,9 +382,10 @@ TEST_F(Job, PresetsAreWrittenDown) {
   ASSERT_EQ(o.status, 0) << o.err;
   EXPECT_TRUE(o.err.find("the paper does not name them") != o.err.npos) << o.err;
   const std::string config = read_file(in("preset", "config.json"));
-  for (const char* part : {"\"preset\": \"paper\"", "\"placement\": \"prefix\"", "\"quant\": \"nf4\"",
-                           "\"sampler\": \"paper\"", "\"clip\": 1", "\"prompt-rows\": 2", "\"batch\": 8",
-                           "\"constant\": true", "\"query-text\": \"The title of the product is {title}. Its"})
+  for (const char* part :
+       {"\"preset\": \"paper\"", "\"placement\": \"prefix\"", "\"quant\": \"nf4\"", "\"sampler\": \"paper\"",
+        "\"clip\": 1", "\"prompt-rows\": 2", "\"batch\": 8", "\"constant\": true",
+        "\"query-text\": \"The title of the product is {title}. Its"})
     EXPECT_TRUE(config.find(part) != config.npos) << part << " in " << config;
   EXPECT_EQ(quest({"predict", "--run", "runs/preset", "some text"}).status, 0);
   ASSERT_EQ(train("flag", {"--steps", "2", "--preset", "paper", "--unmasked=false"}).status, 0);
@@ -764,11 +772,13 @@ TEST_F(Job, EvalRepeatsTheResult) {
 TEST_F(Job, EmbedAndBring) {
   const Dataset data = open_dataset(path("data"));
   std::string queries, labels;
-  for (int64_t i = 0; i < data.test.texts.size(); ++i) queries += std::string(data.test.texts.title(i)) + "\n";
+  for (int64_t i = 0; i < data.test.texts.size(); ++i)
+    queries += std::string(data.test.texts.title(i)) + "\n";
   for (int64_t i = 0; i < data.labels.size(); ++i) labels += std::string(data.labels.title(i)) + "\n";
   put_file(path("queries"), queries), put_file(path("labels"), labels);
   for (const char* name : {"queries", "labels"}) {
-    const Outcome o = quest({"embed", "--run", "runs/base", "--out", std::string(name) + ".npy"}, {}, path(name));
+    const Outcome o =
+        quest({"embed", "--run", "runs/base", "--out", std::string(name) + ".npy"}, {}, path(name));
     ASSERT_EQ(o.status, 0) << o.err;
     EXPECT_TRUE(o.out.find("unit vectors of width 64") != o.out.npos) << o.out;
   }
@@ -776,7 +786,8 @@ TEST_F(Job, EmbedAndBring) {
   const Outcome o = quest(bring + Words{"--json"});
   ASSERT_EQ(o.status, 0) << o.err;
   simdjson::dom::parser a, b;
-  const simdjson::dom::element brought = a.parse(o.out), result = b.parse(read_file(in("base", "result.json")));
+  const simdjson::dom::element brought = a.parse(o.out),
+                               result = b.parse(read_file(in("base", "result.json")));
   for (const auto& name : metric_names) {
     EXPECT_EQ(double(brought["brought"][name]), double(result["trained"][name])) << name;
     EXPECT_EQ(double(brought["raw"][name]), double(result["raw"]["trained"][name])) << name;
@@ -784,20 +795,28 @@ TEST_F(Job, EmbedAndBring) {
   EXPECT_TRUE(quest(bring).out.find("brought") != std::string::npos);
   expect_refusal(quest({"eval", "--data", "data", "--bring", "labels.npy", "labels.npy"}), 3,
                  {"labels.npy", "one a test query"});
-  expect_refusal(quest({"eval", "--data", "data", "--bring", "queries.npy", "queries.npy"}), 3, {"one a label"});
+  expect_refusal(quest({"eval", "--data", "data", "--bring", "queries.npy", "queries.npy"}), 3,
+                 {"one a label"});
   expect_refusal(quest({"eval", "--data", "data", "--bring", "queries.npy"}), 2, {"--bring", "two files"});
   expect_refusal(quest({"eval", "--data", "data", "--bring", "queries", "labels.npy"}), 3, {".npy file"});
   expect_refusal(quest({"embed", "--run", "runs/base"}), 2, {"--out"});
-  expect_refusal(quest({"embed", "--run", "runs/base", "--prompt", "x", "--out", "y"}), 2, {"--prompt with --run"});
+  expect_refusal(quest({"embed", "--run", "runs/base", "--prompt", "x", "--out", "y"}), 2,
+                 {"--prompt with --run"});
   expect_refusal(quest(bring + Words{"--out", "lists"}), 2, {"belong to a run"});
   expect_refusal(quest({"eval", "--run", "runs/base", "--data", "data"}), 2, {"belong to a run"});
   // What is given beside --run counts; labels read as the run's labels do.
-  for (const Words& more : {Words{"--length", "2"}, {"--query-text", "about {title}"}, {"--precision", "f32"}}) {
-    ASSERT_EQ(quest(Words{"embed", "--run", "runs/base", "--out", "other.npy"} + more, {}, path("queries")).status, 0);
+  for (const Words& more :
+       {Words{"--length", "2"}, {"--query-text", "about {title}"}, {"--precision", "f32"}}) {
+    ASSERT_EQ(
+        quest(Words{"embed", "--run", "runs/base", "--out", "other.npy"} + more, {}, path("queries")).status,
+        0);
     EXPECT_NE(read_file(path("other.npy")), read_file(path("queries.npy"))) << more[0];
   }
-  ASSERT_EQ(quest({"embed", "--run", "runs/base", "--label", "--query-text", "x {title}", "--out", "other.npy"}, {},
-                  path("labels")).status, 0);
+  ASSERT_EQ(
+      quest({"embed", "--run", "runs/base", "--label", "--query-text", "x {title}", "--out", "other.npy"}, {},
+            path("labels"))
+          .status,
+      0);
   EXPECT_EQ(read_file(path("other.npy")), read_file(path("labels.npy")));
 }
 
@@ -811,7 +830,10 @@ TEST_F(Job, PromptsForPeftAndBack) {
   const Words embed = {"embed", "--model", tiny_model, "--length", "16"};
   ASSERT_EQ(quest({"embed", "--run", "runs/prefix", "--out", "a.npy"}, {}, path("some")).status, 0);
   ASSERT_EQ(quest(embed + Words{"--prompt", "peft", "--out", "b.npy"}, {}, path("some")).status, 0);
-  ASSERT_EQ(quest(embed + Words{"--prompt", "runs/prefix/prompt.safetensors", "--out", "c.npy"}, {}, path("some")).status, 0);
+  ASSERT_EQ(
+      quest(embed + Words{"--prompt", "runs/prefix/prompt.safetensors", "--out", "c.npy"}, {}, path("some"))
+          .status,
+      0);
   ASSERT_EQ(quest(embed + Words{"--out", "d.npy"}, {}, path("some")).status, 0);  // without a prompt
   EXPECT_EQ(read_file(path("a.npy")), read_file(path("b.npy")));
   EXPECT_EQ(read_file(path("a.npy")), read_file(path("c.npy")));
@@ -823,13 +845,16 @@ TEST_F(Job, PromptsForPeftAndBack) {
   std::vector<float> other(2 * 64);
   for (size_t i = 0; i < other.size(); ++i) other[i] = static_cast<float>(random_uniform(9, 0, i) - 0.5);
   const View rows{other.data(), Type::f32, 2, 64, 64}, none{other.data(), Type::f32, 0, 64, 64};
-  write_tensors(path("other.safetensors"), {{{"prompt", rows}, {"mean", none}}, {{"placement", "prefix"}, {"pooling", "last"}}, {}});
+  write_tensors(path("other.safetensors"),
+                {{{"prompt", rows}, {"mean", none}}, {{"placement", "prefix"}, {"pooling", "last"}}, {}});
   ASSERT_EQ(train("further", steps + Words{"--prompt", "other.safetensors"}).status, 0);
   EXPECT_NE(read_file(in("further", "metrics.jsonl")), read_file(in("prefix", "metrics.jsonl")));
-  expect_refusal(train("no", {"--steps", "3", "--prompt", "peft"}), 2, {"--prompt peft", "placement suffix", "prefix"});
+  expect_refusal(train("no", {"--steps", "3", "--prompt", "peft"}), 2,
+                 {"--prompt peft", "placement suffix", "prefix"});
   expect_refusal(train("no", {"--steps", "3", "--prompt", "absent"}), 3, {"absent"});
   EXPECT_FALSE(exists(path("runs/no")));
-  expect_refusal(train("no2", steps + Words{"--prompt", "peft", "-K", "3"}), 2, {"expected 3 rows", "found 2"});
+  expect_refusal(train("no2", steps + Words{"--prompt", "peft", "-K", "3"}), 2,
+                 {"expected 3 rows", "found 2"});
   const auto damaged = [&](const std::string& part, const std::string& by, const Words& parts) {
     std::string text = config;
     ASSERT_NE(text.find(part), text.npos) << part;
@@ -838,12 +863,15 @@ TEST_F(Job, PromptsForPeftAndBack) {
   };
   damaged("PROMPT_TUNING", "LORA", {"adapter_config.json", "peft_type", "LORA"});
   damaged("\"token_dim\": 64", "\"token_dim\": 65", {"token_dim", "width 64", "65"});
-  damaged("\"num_virtual_tokens\": 2", "\"num_virtual_tokens\": 3", {"prompt_embeddings", "3 x 64", "2 x 64"});
-  damaged("\"num_transformer_submodules\": 1", "\"num_transformer_submodules\": 2", {"num_transformer_submodules"});
+  damaged("\"num_virtual_tokens\": 2", "\"num_virtual_tokens\": 3",
+          {"prompt_embeddings", "3 x 64", "2 x 64"});
+  damaged("\"num_transformer_submodules\": 1", "\"num_transformer_submodules\": 2",
+          {"num_transformer_submodules"});
   damaged("{", "[", {"adapter_config.json", "JSON object"});
   put_file(path("peft/adapter_config.json"), config);
   fs::remove(path("peft/adapter_model.safetensors"));
-  expect_refusal(quest(embed + Words{"--prompt", "peft", "--out", "e.npy"}), 3, {"adapter_model.safetensors"});
+  expect_refusal(quest(embed + Words{"--prompt", "peft", "--out", "e.npy"}), 3,
+                 {"adapter_model.safetensors"});
 }
 
 TEST_F(Job, NewestRunIsTheDefault) {

@@ -74,7 +74,7 @@ int run(const std::string& folder) {
   for (int64_t step = 1; step <= steps; ++step) {
     float loss = 0, norm = 0;
     const View norm_view{&norm, Type::f32, 1, 1, 1};
-    loss_and_gradient(encoder, b, 32, Keep::inputs, {&loss, Type::f32, 1, 1, 1}, view(gradient, d));
+    loss_and_gradient(encoder, b, {32, 0, 1}, {&loss, Type::f32, 1, 1, 1}, view(gradient, d));
     if (step == 1) write(folder, "gradient", gradient);
     losses.push_back(double{loss});
     ops.norm(context, view(gradient, d), norm_view);

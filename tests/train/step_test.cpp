@@ -59,8 +59,8 @@ struct Case {
   }
 
   // Loss and gradient at `prompt`, in the types of the bench's ops.
-  Complex run(const Model& model, Bench& bench, Matrix& prompt, Matrix& mean, Matrix& gradient, int64_t micro,
-              Keep keep, bool cached = false) {
+  Complex run(const Model& model, Bench& bench, Matrix& prompt, Matrix& mean, Matrix& gradient,
+              const Policy& policy = {}, bool cached = false) {
     std::vector<Text> texts;
     for (const auto& t : tokens) texts.push_back({t.data(), static_cast<int32_t>(t.size()), {}});
     const Encoder encoder{model, bench.context, placement, pooling, prompt.view(), pass_rows};
@@ -72,7 +72,7 @@ struct Case {
     b.hidden_queries = symmetric ? hidden_queries.data() : nullptr;
     if (centred) b.mean = mean.view();
     Matrix loss(1, 1, bench.ops.accumulator);
-    loss_and_gradient(encoder, b, micro, keep, loss.view(), gradient.view());
+    loss_and_gradient(encoder, b, policy, loss.view(), gradient.view());
     EXPECT_EQ(bench.arena.used(), 0u);
     EXPECT_TRUE(gradient.padding_intact());
     return loss.get(0, 0);
@@ -97,10 +97,10 @@ TEST(Step, GradientOfTheWholeGraphByComplexStep) {
       Matrix prompt = Matrix(k.K, 64, Type::ref_double, 0).random(r, 0.5);
       Matrix mean = Matrix(1, 64, Type::ref_double).random(r, 0.3), mean_c = mean.as(Type::ref_complex);
       Matrix gradient(k.K, 64, Type::ref_double), unused(k.K, 64, Type::ref_complex);
-      k.run(tiny.model, real, prompt, mean, gradient, 100, Keep::all);
+      k.run(tiny.model, real, prompt, mean, gradient);
       expect_gradient_sampled(
-          prompt, gradient, 12, r,
-          [&](Matrix& p) { return k.run(tiny.model, complex, p, mean_c, unused, 100, Keep::all); }, k.name());
+          prompt, gradient, 12, r, [&](Matrix& p) { return k.run(tiny.model, complex, p, mean_c, unused); },
+          k.name());
     }
   }
 }
@@ -117,10 +117,10 @@ std::vector<uint32_t> bits_of(Matrix& m) {
 
 // Loss and gradient, to the bit.
 std::vector<uint32_t> bits_of_step(Case& k, const Model& model, Bench& bench, Matrix& prompt, Matrix& mean,
-                                   int64_t micro, Keep keep, bool cached) {
+                                   const Policy& policy, bool cached) {
   bench.arena.poison();
   Matrix gradient(k.K, 64, Type::f32);
-  const double loss = k.run(model, bench, prompt, mean, gradient, micro, keep, cached).real();
+  const double loss = k.run(model, bench, prompt, mean, gradient, policy, cached).real();
   EXPECT_TRUE(std::isfinite(loss) && loss > 0);
   EXPECT_TRUE(largest(gradient) > 1e-3);
   std::vector<uint32_t> bits = bits_of(gradient);
@@ -136,24 +136,26 @@ void expect_same_bits(const char* path, Type activation, const Model& model) {
   for (Case& k : all_cases()) {
     Matrix prompt = Matrix(k.K, 64, Type::f32, 0).random(r, 0.5),
            mean = Matrix(1, 64, Type::f32).random(r, 0.3);
-    const auto want = bits_of_step(k, model, two, prompt, mean, 100, Keep::all, false);
+    const auto want = bits_of_step(k, model, two, prompt, mean, {}, false);
     for (Bench* bench : {&one, &two, &seven})
-      for (const Keep keep : {Keep::inputs, Keep::all})
+      for (const int64_t spacing : {int64_t{1}, int64_t{2}, int64_t{3}, keep_all})
         for (const int64_t micro : {1, 2, 3, 100})
-          for (const bool cached : {false, true}) {
-            if (cached && k.placement != Placement::suffix) continue;
-            k.pass_rows = micro == 3 ? 4 : 1024;  // of the pass that computes missing keys and values
-            const bool some = micro == 2 && keep == Keep::inputs;  // of the paths and thread counts besides
-            if (!some && (!best || bench != &two)) continue;
-            EXPECT_EQ(bits_of_step(k, model, *bench, prompt, mean, micro, keep, cached), want)
-                << k.name() << " on " << path << ", " << bench->threads.count() << " threads, micro " << micro
-                << (keep == Keep::all ? ", all kept" : ", inputs kept") << (cached ? ", cached" : "");
-          }
+          for (const int64_t held : {0, 1, 100})
+            for (const bool cached : {false, true}) {
+              if (cached && (k.placement != Placement::suffix || held == 1)) continue;
+              k.pass_rows = micro == 3 ? 4 : 1024;  // of the pass that computes missing keys and values
+              const bool some =
+                  micro == 2 && spacing == 2 && held == 1;  // of the paths and thread counts besides
+              if (!some && (!best || bench != &two)) continue;
+              EXPECT_EQ(bits_of_step(k, model, *bench, prompt, mean, {micro, held, spacing}, cached), want)
+                  << k.name() << " on " << path << ", " << bench->threads.count() << " threads, micro "
+                  << micro << ", held " << held << ", spacing " << spacing << (cached ? ", cached" : "");
+            }
   }
 }
 
 TEST(Step, BitsDependOnNothingElse) {
-  TinyLlama tiny(14);
+  TinyLlama tiny(14, Type::q4_1, 5);
   for (const KernelPath& path : kernel_paths())
     for (const Type activation : {Type::f32, Type::bf16}) expect_same_bits(path.name, activation, tiny.model);
 }
@@ -185,8 +187,8 @@ TEST(Step, CloseToTheReference) {
                mean = Matrix(1, 64, Type::f32).random(r, 0.3);
         Matrix prompt_d = prompt.as(Type::ref_double), mean_d = mean.as(Type::ref_double);
         Matrix got(k.K, 64, Type::f32), want(k.K, 64, Type::ref_double);
-        const double loss = k.run(tiny.model, bench, prompt, mean, got, 2, Keep::inputs).real();
-        const double loss_d = k.run(tiny.model, exact, prompt_d, mean_d, want, 100, Keep::all).real();
+        const double loss = k.run(tiny.model, bench, prompt, mean, got, {2, 1, 1}).real();
+        const double loss_d = k.run(tiny.model, exact, prompt_d, mean_d, want).real();
         EXPECT_TRUE(relative_error(got, want) <= tolerance) << k.name() << " on " << path.name;
         EXPECT_TRUE(std::abs(loss - loss_d) <= tolerance * loss_d) << k.name() << " on " << path.name;
       }

@@ -1,0 +1,35 @@
+// Which memory a step takes under a policy, and which policy is the fastest that fits.
+#pragma once
+#include <optional>
+
+#include "model/plan.h"
+#include "train/settings.h"
+#include "train/step.h"
+
+namespace quest {
+
+// A step of the largest kind that a run can have: every pair brings two texts of full length.
+struct StepShape {
+  Placement placement = Placement::suffix;
+  Pooling pooling = Pooling::last;
+  int64_t prompt_rows = 4, pairs = 64, length = 64, rows = 1024;  // rows: tokens of a pass over texts
+  bool symmetric = false;
+  bool cached = true;  // suffix: the texts' keys and values are at hand
+};
+
+StepShape step_shape(const Settings&, bool cached);
+
+Plan plan_step(const Model&, const Ops&, int threads, const StepShape&, const Policy&, bool list = false);
+
+// What a step takes, in FLOP: its work, and for each run of a pass the decoding of the weights.
+double step_cost(const Model&, const StepShape&, const Policy&, const Plan&);
+
+// The policy of least cost whose arena takes at most so many bytes. Nothing when none fits.
+std::optional<Policy> fastest_policy(const Model&, const Ops&, int threads, const StepShape&, size_t bytes);
+
+// The policy that takes least memory; what settings.micro and .spacing say; a policy in words.
+Policy smallest_policy(const Model&);
+Policy given_policy(const Settings&);
+std::string describe(const Policy&, int64_t texts, int64_t layers);
+
+}  // namespace quest
