@@ -86,7 +86,8 @@ void backward(const Pass& p, View dh, const PassGradients& g) {
     const int64_t first = l / p.stretch * p.stretch;
     if (l == first + p.stretch - 1 && l != L - 1) {  // the last stretch still has its activations
       for (int64_t s = first; s <= l; ++s) forward_layer(p, s, s < l ? p.layer[s + 1].input : View{});
-      if (c.again) *c.again += p.stretch * layer_flops(p.model, R, R);
+      if (c.again)  // without the last one's product with down
+        *c.again += p.stretch * layer_flops(p.model, R, R) - 2.0 * d * p.model.mlp * R;
     }
     dx = backward_layer(p, l, dx, g, next, l > 0 || g.input.data);
   }

@@ -122,9 +122,12 @@ void embed_texts(const Encoder& e, const Text* texts, int64_t n, View embeddings
   const Pass prefix = prefix_pass(e, forward_only);
   for (int64_t first = 0, count; first < n; first += count) {
     Scratch pass_scope(*c.arena);
-    count = e.placement == Placement::suffix  // then the pass runs the prompt's rows, not the texts' tokens
-                ? std::min(e.rows / e.prompt.rows + 1, n - first)
-                : texts_per_pass(texts, first, n, e.rows);
+    count = texts_per_pass(texts, first, n, e.rows);
+    if (e.placement == Placement::suffix) {  // the pass runs the prompt's rows; texts to run wait in memory
+      int64_t waiting = 0;
+      for (count = 0; first + count < n && count <= e.rows / e.prompt.rows && waiting <= 4 * e.rows; ++count)
+        if (!texts[first + count].kv.data) waiting += texts[first + count].count;
+    }
     const Text* ready = with_keys_values(e, texts + first, count);
     embed_pass(e, ready, count, prefix.own, forward_only, rows_of(embeddings, first, count));
   }

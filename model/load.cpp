@@ -331,13 +331,16 @@ void read_folder(const std::string& folder, Model& m) {
 
 constexpr struct {
   const char* name;
-  int layers, width, mlp, heads, kv_heads, head, vocabulary;
-} known_models[] = {
-    {"llama-7b", 32, 4096, 11008, 32, 32, 128, 32000},   {"llama-13b", 40, 5120, 13824, 40, 40, 128, 32000},
-    {"llama-2-70b", 80, 8192, 28672, 64, 8, 128, 32000}, {"llama-3-8b", 32, 4096, 14336, 32, 8, 128, 128256},
-    {"llama-3.2-1b", 16, 2048, 8192, 32, 8, 64, 128256}, {"tinyllama-1.1b", 22, 2048, 5632, 32, 4, 64, 32000},
-    {"smollm2-135m", 30, 576, 1536, 9, 3, 64, 49152},    {"smollm2-360m", 32, 960, 2560, 15, 5, 64, 49152},
-    {"smollm2-1.7b", 24, 2048, 8192, 32, 32, 64, 49152}};
+  int layers, width, mlp, heads, kv_heads, head, vocabulary, positions;
+} known_models[] = {{"llama-7b", 32, 4096, 11008, 32, 32, 128, 32000, 2048},
+                    {"llama-13b", 40, 5120, 13824, 40, 40, 128, 32000, 2048},
+                    {"llama-2-70b", 80, 8192, 28672, 64, 8, 128, 32000, 4096},
+                    {"llama-3-8b", 32, 4096, 14336, 32, 8, 128, 128256, 8192},
+                    {"llama-3.2-1b", 16, 2048, 8192, 32, 8, 64, 128256, 131072},
+                    {"tinyllama-1.1b", 22, 2048, 5632, 32, 4, 64, 32000, 2048},
+                    {"smollm2-135m", 30, 576, 1536, 9, 3, 64, 49152, 8192},
+                    {"smollm2-360m", 32, 960, 2560, 15, 5, 64, 49152, 8192},
+                    {"smollm2-1.7b", 24, 2048, 8192, 32, 32, 64, 49152, 8192}};
 
 // The config.json of a known model; anything else is a file.
 std::string shape_text(const std::string& name) {
@@ -346,8 +349,8 @@ std::string shape_text(const std::string& name) {
     if (name == k.name)
       return format(R"({"model_type":"llama","num_hidden_layers":%d,"hidden_size":%d,"intermediate_size":%d,)"
                     R"("num_attention_heads":%d,"num_key_value_heads":%d,"head_dim":%d,"vocab_size":%d,)"
-                    R"("max_position_embeddings":8192,"rms_norm_eps":1e-5})",
-                    k.layers, k.width, k.mlp, k.heads, k.kv_heads, k.head, k.vocabulary);
+                    R"("max_position_embeddings":%d,"rms_norm_eps":1e-5})",
+                    k.layers, k.width, k.mlp, k.heads, k.kv_heads, k.head, k.vocabulary, k.positions);
     names += std::string(k.name) + ", ";
   }
   const std::string path = is_folder(name) ? name + "/config.json" : name;
@@ -383,6 +386,7 @@ std::unique_ptr<Model> load_shape(const std::string& name, bool nf4) {
   read_sizes(config, false, *m);
   m->vocabulary = config.size("vocab_size");
   m->name = name;
+  nf4 = nf4 || config.text("quantization_config/quant_method", "") == "bitsandbytes";
   m->turns.table = {nullptr, Type::f32, m->max_positions, m->heads.size, m->heads.size};
   each_weight(*m, [&](View& w, int64_t layer, auto, auto, int64_t rows, int64_t cols) {
     w = {nullptr, rows == 1 ? Type::f32 : nf4 && layer >= 0 ? Type::nf4 : Type::bf16, rows, cols, cols};

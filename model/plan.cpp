@@ -49,7 +49,7 @@ void Rehearsal::allocated(const What& what, std::byte*, size_t offset, size_t by
 void Rehearsal::released(size_t mark) {
   if (new_peak_ && !live_.empty() && live_.back().offset >= mark) {
     plan_.at_peak.clear();
-    for (const Live& l : live_) plan_.at_peak[{l.name, strchr(l.name, '/')}] += l.bytes;
+    for (const Live& l : live_) plan_.at_peak[{l.name, strchr(l.name, '/')}] += (l.bytes + 63) & ~size_t{63};
     new_peak_ = false;
   }
   for (; !live_.empty() && live_.back().offset >= mark; live_.pop_back())

@@ -25,26 +25,30 @@ struct Planner {
   std::unique_ptr<Model> model = load_shape(o.model, o.s.quant == "nf4");
   Ops ops = cpu_ops(nullptr, o.s.precision == "f32" ? Type::f32 : Type::bf16);
   int threads = static_cast<int>(o.s.threads);
-  StepShape shape = step_shape(o.s, o.s.text_cache > 0);
+  size_t cache = o.s.placement == "suffix" ? o.s.text_cache : 0;
+  StepShape shape = step_shape(o.s, cache > 0);
   std::vector<PlanEntry> apart = weights_of(*model);  // from the arena
   size_t apart_bytes = 0, budget = o.gpu ? o.gpu : o.memory ? o.memory : available_memory() / 10 * 8;
   Policy policy;
   Plan plan;
 
   explicit Planner(const PlanOptions& options) : o(options) {
-    if (o.s.length + o.s.prompt_rows > model->max_positions)
+    const Settings& s = o.s;
+    if (o.gpu && o.memory)
+      fail(Exit::usage, "--gpu with --memory: a plan is for one of them; leave the other out");
+    if (s.length + s.prompt_rows > model->max_positions)
       fail(Exit::usage, "--length %ld with --prompt-rows %ld: the model has %ld positions; take less",
-           o.s.length, o.s.prompt_rows, model->max_positions);
+           s.length, s.prompt_rows, model->max_positions);
+    if (2 * s.batch * s.length > 1 << 24)
+      fail(Exit::usage, "--batch %ld with --length %ld: expected at most 16 million tokens a step; take less",
+           s.batch, s.length);
     for (const PlanEntry& e : apart)  // on the host they are mapped from a file, unless quantised at load
-      if (o.gpu || e.type == "NF4") apart_bytes += e.bytes;
-    const size_t cache = o.s.text_cache;
+      if (o.gpu || (s.quant == "nf4" && e.type == "NF4")) apart_bytes += e.bytes;
     if (cache)
-      apart.push_back({"texts", "keys and values kept", "bytes", o.s.text_cache, 1, 0, cache, 0, 0, 1});
+      apart.push_back({"texts", "keys and values kept", "bytes", int64_t(cache), 1, 0, cache, 0, 0, 1});
     apart_bytes += cache;
     const size_t room = budget - std::min(budget, apart_bytes);
-    policy = given_policy(o.s);
-    if (!o.s.micro && !o.s.spacing)
-      policy = fastest_policy(*model, ops, threads, shape, room).value_or(smallest_policy(*model));
+    policy = choose_policy(*model, ops, threads, shape, room, s.micro, s.spacing).policy;
     plan = plan_step(*model, ops, threads, shape, policy, true);
   }
   size_t peak() const { return apart_bytes + plan.peak; }
@@ -57,8 +61,8 @@ struct Planner {
       return apart_bytes + plan_step(*model, ops, threads, s, p).peak <= budget;
     };
     int64_t low = 0, high = 1;
-    for (; high <= 16384 && fits(high); high *= 2) low = high;
-    while (low < 16384 && high - low > 1 + low / 64) (fits((low + high) / 2) ? low : high) = (low + high) / 2;
+    for (; high <= 4096 && fits(high); high *= 2) low = high;
+    while (low < 4096 && high - low > 1 + low / 64) (fits((low + high) / 2) ? low : high) = (low + high) / 2;
     return low;
   }
 };
@@ -91,15 +95,20 @@ void print_table(const Planner& p) {
   const size_t peak = p.peak();
   printf("%s: %ld layers, width %ld, MLP %ld, %ld heads over %ld, vocabulary %ld\n", m.name.c_str(), m.layers,
          m.width, m.mlp, m.heads.heads, m.heads.kv_heads, m.vocabulary);
-  printf("a step: %ld pairs, %ld texts of %ld tokens, %s prompt of %ld rows\n%s\n\n", s.pairs, 2 * s.pairs,
-         s.length, p.o.s.placement.c_str(), s.prompt_rows, describe(p.policy, 2 * s.pairs, m.layers).c_str());
+  printf("a step: %ld pairs, %ld texts of %ld tokens, %s prompt of %ld rows%s\n%s\n\n", s.pairs, 2 * s.pairs,
+         s.length, p.o.s.placement.c_str(), s.prompt_rows,
+         s.placement == Placement::prefix ? ""
+         : s.cached                       ? ", texts in the cache"
+                                          : ", texts run in every step",
+         describe(p.policy, 2 * s.pairs, m.layers).c_str());
   std::map<std::string, size_t> groups = p.plan.at_peak;
   groups["weights, text cache"] = p.apart_bytes, groups["~ at the peak"] = peak;  // ~: last
   for (const auto& [group, bytes] : groups)
     printf("%-20s %16zu %12s\n", group.c_str() + 2 * (group[0] == '~'), bytes, human_bytes(bytes).c_str());
   printf("\n%s of %s: %s\n", human_bytes(peak).c_str(), human_bytes(p.budget).c_str(),
-         peak <= p.budget ? ("fits, " + human_bytes(p.budget - peak) + " to spare").c_str()
-                          : "does not fit, and no policy takes less; lower --batch or --length");
+         peak <= p.budget
+             ? ("fits, " + human_bytes(p.budget - peak) + " to spare").c_str()
+             : "does not fit; lower --batch, --length or --text-cache, or leave out --micro and --spacing");
   printf(
       "%.1f TFLOP a step, %.0f%% of it to do again what memory could not hold\n\nlargest batch by policy\n",
       (p.plan.flops + p.plan.again) / 1e12, 100 * p.plan.again / (p.plan.flops + p.plan.again));
@@ -107,8 +116,8 @@ void print_table(const Planner& p) {
     for (const int64_t spacing : {keep_all, int64_t{2}, int64_t{1}}) {
       const Policy policy{micro, micro == keep_all, spacing};
       const int64_t batch = p.largest_batch(policy);
-      printf("%6ld%s  %s\n", batch, batch >= 16384 ? " or more" : "        ",
-             describe(policy, 2 * std::max<int64_t>(batch, 33), m.layers).c_str());
+      printf("%6ld%s  %s\n", batch, batch >= 4096 ? " or more" : "        ",
+             batch ? describe(policy, 2 * batch, m.layers).c_str() : "not one pair fits");
     }
 }
 

@@ -60,7 +60,7 @@ std::vector<Option> job_options(Settings& s) {
       {"threads", 't', &s.threads, "N", "threads; 0: all", 0, 1024},
       {"text-cache", 0, &s.text_cache, "SIZE", "keys and values of texts to keep, such as 4GiB; 0: none"},
       {"rows", 0, &s.rows, "N", "tokens of one pass, about", 1, 1e6},
-      {"micro", 0, &s.micro, "N", "texts of a pass, the batch in several; 0: as memory allows", 0, 1e7},
+      {"micro", 0, &s.micro, "N", "texts of a pass; 0: as memory allows", 0, 1e7},
       {"spacing", 0, &s.spacing, "N",
        "keep the input of every Nth layer, run the others again; 0: as memory allows", 0, 4096},
   };

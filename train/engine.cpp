@@ -30,7 +30,7 @@ Engine::Engine(const Settings& s)
       arena(available_memory() / 10 * 8),
       ops(cpu_ops(s.kernels.empty() ? nullptr : s.kernels.c_str(),
                   s.precision == "f32" ? Type::f32 : Type::bf16)),
-      context{&ops, &threads, &arena, &flops},
+      context{&ops, &threads, &arena, &flops, &again},
       rows(s.rows) {
   if (tokenizer->size() > model->vocabulary)
     fail(Exit::input,

@@ -29,6 +29,7 @@ struct Engine {
   Arena arena;
   Ops ops;
   double flops = 0;  // counted so far: linear layers, 2 a weight and row
+  double again = 0;  // besides: what was done a second time, because memory was short
   Context context;
   int64_t rows;  // tokens of one pass
 

@@ -27,21 +27,15 @@ Plan plan_step(const Model& model, const Ops& ops, int threads, const StepShape&
 }
 
 StepShape step_shape(const Settings& s, bool cached) {
-  return {s.placement == "prefix" ? Placement::prefix : Placement::suffix,
-          s.pooling == "mean" ? Pooling::mean : Pooling::last,
-          s.prompt_rows,
-          s.batch,
-          s.length,
-          s.rows,
-          s.symmetric,
-          cached};
-}
-
-Policy given_policy(const Settings& s) {
-  Policy policy;
-  if (s.micro && s.micro < 2 * s.batch) policy.micro = s.micro, policy.held = 0;
-  if (s.spacing) policy.spacing = s.spacing;
-  return policy;
+  return {
+      s.placement == "prefix" ? Placement::prefix : Placement::suffix,
+      s.pooling == "mean" ? Pooling::mean : Pooling::last,
+      s.prompt_rows,
+      s.batch,
+      s.length,
+      (s.rows + s.length - 1) / s.length * s.length,  // texts of full length must fill a pass as others may
+      s.symmetric,
+      cached};
 }
 
 std::string describe(const Policy& p, int64_t texts, int64_t layers) {
@@ -54,11 +48,6 @@ std::string describe(const Policy& p, int64_t texts, int64_t layers) {
                                      : format(", an input every %ld layers kept", p.spacing));
 }
 
-Policy smallest_policy(const Model& model) {
-  // Of a stretch of n layers all activations are kept, beside the inputs of L / n stretches.
-  return {.micro = 1, .held = 0, .spacing = model.layers > 3 ? 2 : 1};
-}
-
 double step_cost(const Model& model, const StepShape& s, const Policy& policy, const Plan& plan) {
   constexpr double rows_of_decoding = 16;  // decoding the weights takes a pass as long as so many rows, about
   const int64_t T = 2 * s.pairs, micro = std::min(policy.micro, T), passes = (T + micro - 1) / micro;
@@ -66,37 +55,41 @@ double step_cost(const Model& model, const StepShape& s, const Policy& policy, c
   return plan.flops + plan.again + runs * rows_of_decoding * pass_flops(model, 1, 1);
 }
 
-std::optional<Policy> fastest_policy(const Model& model, const Ops& ops, int threads, const StepShape& s,
-                                     size_t bytes) {
-  const int64_t T = 2 * s.pairs, rows = s.placement == Placement::suffix ? s.prompt_rows : s.length;
-  // What every policy needs: a mask, the similarities and their gradient.
-  if (Arena::product(s.pairs * s.pairs, 1 + 4 + 4) > bytes) return {};
-  std::optional<Policy> best;
-  double least = 0;
-  bool better = true;
-  for (int64_t micro = T; better || !best; micro = (micro + 1) / 2) {
-    better = false;
-    const int64_t passes = (T + micro - 1) / micro;
-    const bool hopeless = Arena::product(micro * rows, 4 * model.width) > bytes;  // not even one matrix fits
-    for (int64_t spacing = hopeless ? 0 : model.layers; spacing >= 1; spacing /= 2) {
-      const auto with = [&](int64_t held) {
-        return plan_step(model, ops, threads, s, {micro, held, spacing});
-      };
-      int64_t held = passes;
-      Plan plan = with(held);
-      if (plan.peak > bytes) {  // each pass that is held takes the same
-        const size_t one = with(1).peak, each = with(2).peak - one;
-        held = one > bytes || each == 0 ? 0 : std::min<int64_t>(passes - 1, 1 + (bytes - one) / each);
-        plan = with(held);
-      }
-      const double cost = step_cost(model, s, {micro, held, spacing}, plan);
-      if (plan.peak <= bytes && (!best || cost < least))
-        best = {micro, held, spacing}, least = cost, better = true;
-      if (best && plan.again == 0) return best;
+Chosen choose_policy(const Model& model, const Ops& ops, int threads, const StepShape& s, size_t bytes,
+                     int64_t micro, int64_t spacing) {
+  const int64_t T = 2 * s.pairs, tokens = s.placement == Placement::suffix ? s.prompt_rows : s.length;
+  const auto plan = [&](const Policy& p) {
+    try {
+      return plan_step(model, ops, threads, s, p);
+    } catch (const Error&) {  // more than there are addresses
+      Plan none;
+      none.peak = SIZE_MAX;
+      return none;
     }
-    if (micro == 1) break;
+  };
+  // When nothing fits: a rehearsal of many more passes would take minutes.
+  Chosen best{{micro ? micro : (T + 1023) / 1024, 0, spacing ? spacing : 2}, false};
+  // What every policy needs: a mask, the similarities and their gradient.
+  if (Arena::product(s.pairs * s.pairs, 1 + 4 + 4) > bytes) return best;
+  double least = 0;
+  for (int64_t n = micro ? std::min(micro, T) : T;; n = (n + 1) / 2) {
+    const int64_t passes = (T + n - 1) / n;
+    const bool hopeless = Arena::product(n * tokens, 4 * model.width) > bytes;  // not even one matrix fits
+    for (int64_t l = spacing ? spacing : model.layers; l >= 1 && !hopeless; l = l == 3 ? 2 : l / 2) {
+      Policy p{n, passes, l};
+      Plan found = plan(p);
+      if (found.peak > bytes) {  // each pass that is held takes the same
+        const size_t one = plan({n, 1, l}).peak, each = plan({n, 2, l}).peak - one;
+        p.held = one > bytes || each == 0 ? 0 : std::min<int64_t>(passes - 1, 1 + (bytes - one) / each);
+        found = plan(p);
+      }
+      const double cost = step_cost(model, s, p, found);
+      if (found.peak <= bytes && (!best.fits || cost < least)) best = {p, true}, least = cost;
+      if (found.peak <= bytes && found.again == 0) return best;  // smaller passes only cost more
+      if (spacing) break;
+    }
+    if (n == 1 || micro || (best.fits && passes >= 512)) return best;
   }
-  return best;
 }
 
 }  // namespace quest

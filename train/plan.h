@@ -1,7 +1,5 @@
 // Which memory a step takes under a policy, and which policy is the fastest that fits.
 #pragma once
-#include <optional>
-
 #include "model/plan.h"
 #include "train/settings.h"
 #include "train/step.h"
@@ -24,12 +22,16 @@ Plan plan_step(const Model&, const Ops&, int threads, const StepShape&, const Po
 // What a step takes, in FLOP: its work, and for each run of a pass the decoding of the weights.
 double step_cost(const Model&, const StepShape&, const Policy&, const Plan&);
 
-// The policy of least cost whose arena takes at most so many bytes. Nothing when none fits.
-std::optional<Policy> fastest_policy(const Model&, const Ops&, int threads, const StepShape&, size_t bytes);
+struct Chosen {
+  Policy policy;
+  bool fits;
+};
+// The cheapest of the policies tried (passes and spacings by halves, down to 512 passes and further when
+// nothing fits; as many passes held as fit) whose arena takes at most so many bytes; when none does, one that
+// takes little. micro, spacing: 0, or what they are to be.
+Chosen choose_policy(const Model&, const Ops&, int threads, const StepShape&, size_t bytes, int64_t micro,
+                     int64_t spacing);
 
-// The policy that takes least memory; what settings.micro and .spacing say; a policy in words.
-Policy smallest_policy(const Model&);
-Policy given_policy(const Settings&);
 std::string describe(const Policy&, int64_t texts, int64_t layers);
 
 }  // namespace quest

@@ -49,8 +49,8 @@ struct Settings {
   // The machine: no influence on the bits of a result, but for precision and kernels.
   std::string precision = "bf16", kernels;
   int64_t threads = 0, text_cache = int64_t{4} << 30, rows = 1024;  // rows: tokens of one pass
-  // How a step is divided (step.h): texts of a pass, layers from one kept input to the next. 0: the fastest
-  // that memory allows.
+  // How a step is divided (step.h): texts of a pass, layers from one kept input to the next. 0: as memory
+  // allows.
   int64_t micro = 0, spacing = 0;
 };
 

@@ -215,26 +215,25 @@ bool Trainer::positive(int32_t pair, int32_t text) const {
          std::any_of(row.begin(), row.end(), is);
 }
 
-// The settings' policy, or the fastest that memory allows beside what the arena holds already.
-Policy Trainer::choose_policy() const {
-  if (settings_.micro || settings_.spacing) return given_policy(settings_);
-  const bool cached = std::ranges::all_of(cached_, [](const Text& t) { return t.kv.data != nullptr; });
-  StepShape shape = step_shape(settings_, cached);
-  shape.pairs = std::min(shape.pairs, std::ssize(task_.pairs));
+// The cheapest policy that memory allows beside what the arena holds already.
+Policy Trainer::policy() const {
+  const Settings& s = settings_;
   const Model& model = *engine_.model;
+  const bool cached = std::ranges::all_of(cached_, [](const Text& t) { return t.kv.data != nullptr; });
+  StepShape shape = step_shape(s, cached);
+  shape.pairs = std::min(shape.pairs, std::ssize(task_.pairs));
   const int threads = engine_.threads.count();
   const size_t room = engine_.arena.room();
-  const auto fastest = fastest_policy(model, engine_.ops, threads, shape, room);
-  if (!fastest)
-    fail(Exit::machine,
-         "memory: a step of %ld pairs needs at least %.2f GiB, and %.2f GiB are left; lower --batch, "
-         "--length or "
-         "--text-cache",
-         shape.pairs, plan_step(model, engine_.ops, threads, shape, smallest_policy(model)).peak / 0x1p30,
-         room / 0x1p30);
-  if (fastest->micro < 2 * shape.pairs || fastest->spacing < model.layers)
-    fprintf(stderr, "memory: %s\n", describe(*fastest, 2 * shape.pairs, model.layers).c_str());
-  return *fastest;
+  const auto [policy, fits] = choose_policy(model, engine_.ops, threads, shape, room, s.micro, s.spacing);
+  if (!fits)
+    fail(
+        Exit::machine,
+        "memory: a step of %ld pairs needs about %.2f GiB, and %.2f GiB are left; lower --batch, --length or "
+        "--text-cache, or leave out --micro and --spacing",
+        shape.pairs, plan_step(model, engine_.ops, threads, shape, policy).peak / 0x1p30, room / 0x1p30);
+  if (policy.micro < 2 * shape.pairs || policy.spacing < model.layers)
+    fprintf(stderr, "memory: %s\n", describe(policy, 2 * shape.pairs, model.layers).c_str());
+  return policy;
 }
 
 double Trainer::step(std::vector<float>& gradient) {
@@ -304,7 +303,7 @@ void Trainer::run() {
   MetricsFile metrics(folder_ + "/metrics.jsonl", state.step);
   const double warm = std::max(1.0, std::floor(settings_.warmup * steps));
   std::vector<float> gradient(state.prompt.size());
-  policy_ = choose_policy();
+  policy_ = policy();
   Progress progress("training", steps - state.step, "steps");
   double saved = now_seconds();
   while (state.step < steps && !state.finished) {

@@ -60,7 +60,7 @@ class Trainer {
   TrainState state;
 
  private:
-  Policy choose_policy() const;
+  Policy policy() const;
   double step(std::vector<float>& gradient);  // returns the loss
   void checkpoint();
   bool positive(int32_t pair, int32_t text) const;  // hidden from the pair's denominator, unless its target

@@ -34,16 +34,18 @@ struct Witness {
 class Arena {
  public:
   // limit: bytes in use at once; throws Error(machine) when it cannot be reserved. Memory is committed by the
-  // kernel at first touch. A rehearsal's memory is shared, which counts against no limit of this process
-  // before it is touched, and only the graph's bookkeeping is.
+  // kernel at first touch. A rehearsal's memory is shared, which counts as no data of this process; of it
+  // only the graph's bookkeeping is touched, and where addresses are scarce it is content with fewer.
   explicit Arena(size_t limit, bool rehearsal = false, Witness* witness = nullptr)
       : limit_(limit), witness_(witness) {
-    const int kind = rehearsal ? MAP_SHARED : MAP_PRIVATE;
-    void* p = mmap(nullptr, limit, PROT_READ | PROT_WRITE, kind | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    const int kind = (rehearsal ? MAP_SHARED : MAP_PRIVATE) | MAP_ANONYMOUS | MAP_NORESERVE;
+    void* p;
+    do p = mmap(nullptr, limit_, PROT_READ | PROT_WRITE, kind, -1, 0);
+    while (p == MAP_FAILED && rehearsal && (limit_ /= 2) > 1 << 30);
     if (p == MAP_FAILED)
       fail(Exit::machine, "memory: cannot reserve %.1f GiB of addresses: %m; lower the limit",
-           limit / 0x1p30);
-    madvise(p, limit, MADV_HUGEPAGE);
+           limit_ / 0x1p30);
+    madvise(p, limit_, MADV_HUGEPAGE);
     base_ = static_cast<std::byte*>(p);
   }
   Arena(Arena&&) = delete;
@@ -55,7 +57,7 @@ class Arena {
     if (rounded < bytes || rounded > limit_ - used_)
       fail(Exit::machine,
            "memory: %.1f MiB more were needed (%s) with %.1f of %.1f MiB in use; use shorter texts, "
-           "a smaller batch or --text-cache 0",
+           "a smaller batch or --text-cache 0, or leave out --micro and --spacing",
            bytes / 0x1p20, what.name, used_ / 0x1p20, limit_ / 0x1p20);
     const size_t at = used_;
     if (witness_) witness_->allocated(what, base_, at, bytes);

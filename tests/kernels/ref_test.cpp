@@ -133,6 +133,21 @@ TEST(Ref, Attention) {
   expect_gradient(dcontext, of_layer, "attention dcontext");
 }
 
+// Scores of 3,000, whose exponential is no number: queries 0 and 1 see the first key alone, query 2 two alike.
+TEST(Ref, AttentionOfLargeScores) {
+  Matrix q = Matrix(3, 2, D).fill(1000 * std::sqrt(2.0)), kv = Matrix(3, 4, D).fill(0), out(3, 2, D);
+  kv.set(0, 0, 3), kv.set(2, 0, 3);  // keys (3,0) (0,0) (3,0), values (1,2) (3,4) (5,6)
+  for (int64_t i = 0; i < 3; ++i)
+    for (int64_t j = 0; j < 2; ++j) kv.set(i, 2 + j, static_cast<double>(1 + 2 * i + j));
+  const Group group{{}, 0, 3, 0, 3};
+  ref::Over<double>::attention({1, 1, 2}, 0, &group, 1, q.view(), kv.view(), out.view());
+  for (int64_t j = 0; j < 2; ++j) {
+    EXPECT_EQ(out.at(0, j), 1 + static_cast<double>(j));
+    EXPECT_EQ(out.at(1, j), 1 + static_cast<double>(j));
+    EXPECT_EQ(out.at(2, j), 3 + static_cast<double>(j));
+  }
+}
+
 TEST(Ref, SwiGlu) {
   Random r(6);
   Matrix gate = Matrix(3, 5, D).random(r), up = Matrix(3, 5, D).random(r), dy = Matrix(3, 5, D).random(r);

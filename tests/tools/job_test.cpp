@@ -657,6 +657,47 @@ TEST_F(Job, BadDatasetIsRefused) {
   EXPECT_FALSE(exists(path("runs/broken")));
 }
 
+// quest plan: the table and the JSON say the same, and what cannot be planned is refused.
+TEST_F(Job, PlansAreSpoken) {
+  const Words step = {"plan", "--model", "tinyllama-1.1b", "--batch", "64", "--threads", "2"};
+  const Outcome spoken = quest(step + Words{"--gpu", "8GiB"}),
+                json = quest(step + Words{"--gpu", "8GiB", "--json"});
+  ASSERT_EQ(spoken.status, 0) << spoken.err;
+  ASSERT_EQ(json.status, 0) << json.err;
+  simdjson::dom::parser parser;
+  const simdjson::dom::element plan = parser.parse(json.out);
+  const auto peak = uint64_t(plan["peak_bytes"]);
+  EXPECT_EQ(uint64_t(plan["budget_bytes"]), uint64_t{8} << 30);
+  EXPECT_TRUE(bool(plan["fits"]));
+  EXPECT_NE(spoken.out.find(" " + std::to_string(peak) + " "), std::string::npos) << spoken.out;
+  EXPECT_NE(spoken.out.find("fits, "), std::string::npos);
+  uint64_t weights = 0, arena = 0;
+  for (const auto entry : plan["entries"].get_array()) {
+    const bool weight = entry["group"].get_string().value() == "weights";
+    (weight ? weights : arena) += weight ? uint64_t(entry["bytes"]) : 0;
+    if (!weight)
+      arena = std::max(arena, uint64_t(entry["offset"]) + (uint64_t(entry["bytes"]) + 63) / 64 * 64);
+  }
+  EXPECT_EQ(weights + arena, peak);
+
+  EXPECT_NE(quest(step + Words{"--gpu", "1GiB"}).out.find("does not fit; lower"), std::string::npos);
+  for (const Words& bad : {Words{"--gpu", "24GB5"},
+                           {"--gpu", "1GiB", "--memory", "1GiB"},
+                           {"--length", "2048"},
+                           {"--model", "gpt-2"},
+                           {"--batch", "1000000"}}) {
+    const Outcome refused = quest(step + bad);
+    EXPECT_EQ(refused.status, 2) << refused.err;
+    EXPECT_EQ(std::count(refused.err.begin(), refused.err.end(), '\n'), 1) << refused.err;
+  }
+  put_file(path("absurd.json"),
+           R"({"model_type":"llama","num_hidden_layers":4096,"hidden_size":2147483646,)"
+           R"("intermediate_size":2147483647,"num_attention_heads":2147483646,"head_dim":2,)"
+           R"("vocab_size":2147483647,"max_position_embeddings":8192,"rms_norm_eps":1e-5})");
+  const Outcome absurd = quest(step + Words{"--model", "absurd.json"});
+  EXPECT_EQ(absurd.status, 3) << absurd.err;
+}
+
 TEST_F(Job, SmallAndOddDatasets) {
   const auto trained_on = [](const std::string& tsv, const Words& more = {}) {
     fs::remove_all(path("odd"));

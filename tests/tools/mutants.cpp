@@ -395,15 +395,17 @@ class Tree {
     if (test == everything)
       words.push_back("tests");
     else {
-      std::string sources;
+      std::set<std::string> sources;
       for (const char* folder : {"kernels/base", "kernels", "model", "sampling", "index", "train", "tools"}) {
         for (const auto& entry : fs::directory_iterator(root_ + "/" + folder))
           if (entry.path().extension() == ".cpp" && entry.path().filename() != "main.cpp")
-            sources += std::string(folder) + "/" + entry.path().filename().string() + " ";
+            sources.insert(std::string(folder) + "/" + entry.path().filename().string());
         if (test.starts_with(std::string(folder) + "/")) break;  // a folder uses those before it
       }
+      std::string list;
+      for (const std::string& source : sources) list += source + " ";
       words.insert(words.end(),
-                   {"SRC=" + sources, "TEST_SRC=tests/main.cpp tests/" + test + ".cpp", "build/tests/all"});
+                   {"SRC=" + list, "TEST_SRC=tests/main.cpp tests/" + test + ".cpp", "build/tests/all"});
     }
     return wait(start(words), 1800) == End::good;
   }
@@ -414,11 +416,11 @@ class Tree {
     return wait(start({"build/tests/all", "--gtest_fail_fast", "--gtest_filter=*-Tree.*"}), seconds);
   }
 
-  // The unbroken program: every file as it is in the tree.
-  const Program& unbroken(const std::string& test) {
+  // The unbroken program; text: of the only file that a mutant may have changed.
+  const Program& unbroken(const std::string& test, const std::string& file, const std::string& text) {
     Program& program = programs_[test];
     if (!program.hash.empty()) return program;
-    copy();
+    write(file, text);
     if (!build(test)) fail(Exit::input, "%s does not build; see %s", root_.c_str(), log_.c_str());
     program.hash = hash();
     const double start_time = now_seconds();
@@ -515,7 +517,7 @@ std::pair<Verdict, std::string> judge(const Mutant& m, const std::string& text, 
   std::vector<std::string> stages = m.target->tests;
   stages.push_back(Tree::everything);
   for (const std::string& stage : stages) {
-    const Program& unbroken = tree.unbroken(stage);
+    const Program& unbroken = tree.unbroken(stage, m.target->file, text);
     const auto build = [&](const std::string& what) {
       tree.write(m.target->file, what);
       return tree.build(stage);
@@ -552,6 +554,9 @@ int run(uint64_t seed, size_t count, const char* only) {
   std::vector<size_t> order;
   for (size_t i = 0; i < mutants.size(); ++i)
     if (fnmatch(only, mutants[i].key.c_str(), 0) == 0) order.push_back(i);
+  if (order.empty())
+    fail(Exit::usage, "ONLY=%s: expected a pattern such as 'kernels/nf4*', found no mutant that is like it",
+         only);
   if (count != 0 && count < order.size()) {
     std::sort(order.begin(), order.end(),
               [&](size_t a, size_t b) { return random_bits(seed, 0, a) < random_bits(seed, 0, b); });
@@ -578,7 +583,7 @@ int run(uint64_t seed, size_t count, const char* only) {
         lock.unlock();
         const double start_time = now_seconds();
         if (!tree) tree = std::make_unique<Tree>(number);
-        if (dirty && *dirty != m.target->file) tree->write(*dirty, texts[*dirty]);
+        if (dirty && *dirty != m.target->file) tree->write(*dirty, texts.at(*dirty));
         dirty = &m.target->file;
         const auto [verdict, why] = judge(m, texts.at(m.target->file), *tree);
         lock.lock();

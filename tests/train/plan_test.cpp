@@ -3,10 +3,22 @@
 #include "train/plan.h"
 
 #include <algorithm>
-#include <numeric>
+#include <atomic>
+#include <cstdlib>
+#include <new>
 
 #include "kernels/matmul.h"
 #include "tests/tiny_llama.h"
+
+static std::atomic<int64_t> taken_from_heap = 0;  // by operator new, of the whole test program
+
+[[gnu::noinline]] void* operator new(size_t bytes) {
+  ++taken_from_heap;
+  if (void* p = malloc(bytes ? bytes : 1)) return p;
+  throw std::bad_alloc();
+}
+[[gnu::noinline]] void operator delete(void* p) noexcept { free(p); }
+[[gnu::noinline]] void operator delete(void* p, size_t) noexcept { free(p); }
 
 namespace quest {
 namespace {
@@ -77,7 +89,7 @@ struct Config {
 
 // Loss and gradient, to the bit, of the step in this arena.
 std::vector<uint32_t> run_step(const Config& k, const Model& model, const Policy& policy, Arena& arena,
-                               int threads) {
+                               int threads, bool watched = false) {
   const Ops ops = cpu_ops(nullptr, k.activation);
   Threads pool(threads);
   const Context c{&ops, &pool, &arena};
@@ -108,7 +120,9 @@ std::vector<uint32_t> run_step(const Config& k, const Model& model, const Policy
     a.queries[i] = i, a.labels[i] = static_cast<int32_t>(B) + i, a.pairs[i] = {i, i};
   std::fill_n(a.hidden, B * B, uint8_t{0});
   if (a.hidden_queries) std::fill_n(a.hidden_queries, B * B, uint8_t{0});
+  const int64_t before = taken_from_heap;
   loss_and_gradient(encoder, a.batch(T, B, B, B), policy, loss, gradient);
+  EXPECT_TRUE(taken_from_heap == before || watched) << taken_from_heap - before << " times from the heap";
   const auto* bits = static_cast<const uint32_t*>(gradient.data);
   std::vector<uint32_t> out(bits, bits + K * d);
   out.push_back(*static_cast<const uint32_t*>(loss.data));
@@ -137,7 +151,7 @@ TEST(Plan, IsWhatAStepTakes) {
 
     Canaries canaries;
     Arena watched(size_t{1} << 28, false, &canaries);
-    EXPECT_EQ(run_step(k, tiny.model, k.policy, watched, 1), want);
+    EXPECT_EQ(run_step(k, tiny.model, k.policy, watched, 1, true), want);
     EXPECT_GT(canaries.checked, 50);
 
     // The entries say when they live, and those that live at once do not overlap.
@@ -161,7 +175,9 @@ TEST(Plan, TheFastestPolicyFitsAndMoreMemoryIsNeverSlower) {
   for (const Placement placement : {Placement::prefix, Placement::suffix}) {
     StepShape s;
     s.placement = placement, s.prompt_rows = 4, s.pairs = 12, s.length = 20;
-    const size_t least = plan_step(tiny.model, ops, 2, s, smallest_policy(tiny.model)).peak;
+    size_t least = SIZE_MAX;
+    for (const int64_t spacing : {1, 2, 3, 6})
+      least = std::min(least, plan_step(tiny.model, ops, 2, s, {1, 0, spacing}).peak);
     const size_t most = plan_step(tiny.model, ops, 2, s, {}).peak;
     EXPECT_LT(2 * least, most);
     double before = INFINITY;
@@ -170,15 +186,19 @@ TEST(Plan, TheFastestPolicyFitsAndMoreMemoryIsNeverSlower) {
     };
     for (int i = 0; i <= 9; ++i) {
       const size_t bytes = least + (most - least) * i / 9;
-      const auto policy = fastest_policy(tiny.model, ops, 2, s, bytes);
-      ASSERT_TRUE(policy.has_value()) << bytes;
-      const Plan plan = plan_step(tiny.model, ops, 2, s, *policy);
-      EXPECT_LE(plan.peak, bytes);
-      EXPECT_LE(cost(*policy), before);
-      before = cost(*policy);
+      const auto [policy, fits] = choose_policy(tiny.model, ops, 2, s, bytes, 0, 0);
+      ASSERT_TRUE(fits) << bytes;
+      EXPECT_LE(plan_step(tiny.model, ops, 2, s, policy).peak, bytes);
+      EXPECT_LE(cost(policy), before);
+      before = cost(policy);
     }
     EXPECT_EQ(before, cost({}));
-    EXPECT_FALSE(fastest_policy(tiny.model, ops, 2, s, least / 2).has_value());
+    EXPECT_FALSE(choose_policy(tiny.model, ops, 2, s, least - 1, 0, 0).fits);
+    const Policy half = choose_policy(tiny.model, ops, 2, s, most, 5, 3).policy;  // as asked for
+    EXPECT_EQ(half.micro, 5);
+    EXPECT_EQ(half.spacing, 3);
+    EXPECT_EQ(half.held, 5);
+    EXPECT_FALSE(choose_policy(tiny.model, ops, 2, s, least, 24, 6).fits);
   }
 }
 
@@ -191,7 +211,7 @@ TEST(Plan, Llama7bByHand) {
   // 4 bits a weight, a byte for 64 of them, 4 bytes for 64 * 256 of them
   const auto nf4 = [](size_t n) { return n / 2 + n / 64 + n / 64 / 256 * 4; };
   EXPECT_EQ(weights,
-            32 * (4 * nf4(attention) + 3 * nf4(mlp)) + 32000 * 4096 * 2 + 65 * 4096 * 4 + 8192 * 128 * 4);
+            32 * (4 * nf4(attention) + 3 * nf4(mlp)) + 32000 * 4096 * 2 + 65 * 4096 * 4 + 2048 * 128 * 4);
 
   StepShape s;
   s.placement = Placement::prefix, s.prompt_rows = 5, s.pairs = 8, s.length = 64;
@@ -221,18 +241,33 @@ TEST(Plan, Llama7bByHand) {
             3 * (31 * R * layer + last + Q * d * 4) + K * (31 * (layer - 2 * d * 2) + d * 4));
   EXPECT_EQ(peak["gradients"],
             K * 32 * 2 * d * 4 + R * (4 * d + 2 * d + d + d + 3 * M) * 4 - 3 * R * d * 4 + 2 * Q * d * 4);
-  EXPECT_EQ(peak["loss"], 2 * 2048 * d * 4 + 4);
+  EXPECT_EQ(peak["loss"], 2 * 2048 * d * 4 + 64);  // what is smaller takes 64 bytes
   EXPECT_EQ(peak["prompt"], K * (2 * d * 4 + 32 * 2 * d * 2));
   EXPECT_EQ(peak["batch"], 2048 * (sizeof(Text) + 4) + 1024 * (4 + 4 + 8 + 1024));
+  // 2 FLOP a weight and row: all layers of a pass forward and backward, in the last one keys and values of
+  // all rows but the rest of the pooled ones; all passes but the held ones forward twice; the prompt's pass
+  // once each way.
+  const Plan plan = plan_step(*model, cpu_ops(nullptr, Type::bf16), 1, s, {32, 2, 32});
+  const double whole = 2.0 * (4 * d * d + 3 * d * M), some = 2.0 * 2 * d * d;
+  const double pass = R * (31 * whole + some) + Q * (whole - some), prompt = K * (31 * whole + some);
+  EXPECT_DOUBLE_EQ(plan.flops, 2 * (64 * pass + prompt));
+  EXPECT_DOUBLE_EQ(plan.again, 62 * pass);
+  // Every layer's input kept: all but the last again, without the product with down.
+  EXPECT_DOUBLE_EQ(plan_step(*model, cpu_ops(nullptr, Type::bf16), 1, s, {2048, 1, 1}).again,
+                   (64 * R + K) * 31 * (whole - 2.0 * d * M));
   EXPECT_EQ(peak["activations"], 19'531'219'968u);
   EXPECT_EQ(peak["gradients"], 444'596'224u);
 }
 
 TEST(Plan, AbsurdSizesAreRefused) {
   const auto model = load_shape("llama-2-70b", false);
+  const Ops ops = cpu_ops(nullptr, Type::bf16);
   StepShape s;
-  s.pairs = 1'000'000, s.length = 8192;
-  EXPECT_FALSE(fastest_policy(*model, cpu_ops(nullptr, Type::bf16), 1, s, size_t{1} << 34).has_value());
+  s.pairs = 1'000'000, s.length = 4000;
+  EXPECT_FALSE(choose_policy(*model, ops, 1, s, size_t{1} << 34, 0, 0).fits);
+  // All activations of the batch are more than there are addresses; in passes of one text it fits.
+  s = {.placement = Placement::prefix, .pairs = 500, .length = 8000};
+  EXPECT_TRUE(choose_policy(*model, ops, 1, s, size_t{1} << 38, 1, 80).fits);
   EXPECT_THROW(load_shape("llama-8b", false), Error);
 }
 
