@@ -22,9 +22,8 @@ void store_row(const Context& c, const float* x, const View& v, int64_t i) {
   (v.type == Type::f32 ? kernels(c).store_f32 : kernels(c).store_bf16)(x, v.cols, false, row_pointer(v, i));
 }
 
-// f(row, scratch of `floats` floats of the thread) for every row.
-template <class F>
-void each_row(const Context& c, int64_t rows, int64_t floats, F&& f) {
+// f(row, scratch of `floats` floats of the thread) for every row, or group.
+void each_row(const Context& c, int64_t rows, int64_t floats, auto&& f) {
   Scratch scope(*c.arena);
   float* scratch = c.arena->array<float>(floats * c.threads->count(), "scratch/rows");
   c.threads->each(rows, [&](int64_t i, int thread) { f(i, scratch + floats * thread); });
@@ -87,12 +86,10 @@ void attention(const Context& c, Heads heads, int64_t layer, const Group* groups
                View out) {
   const int64_t D = heads.size, share = heads.heads / heads.kv_heads, width = kv.cols;
   const float scale = 1.0f / std::sqrt(static_cast<float>(D));
-  const int64_t seen = longest(groups, n), each = seen * width + seen + 2 * q.cols;
-  Scratch scope(*c.arena);
-  float* scratch = c.arena->array<float>(each * c.threads->count(), "scratch/attention");
-  c.threads->each(n, [&](int64_t index, int thread) {
+  const int64_t seen = longest(groups, n);
+  each_row(c, n, seen * width + seen + 2 * q.cols, [&](int64_t index, float* wide) {
     const Group& g = groups[index];
-    float *wide = scratch + each * thread, *p = wide + seen * width, *qi = p + seen, *sum = qi + q.cols;
+    float *p = wide + seen * width, *qi = p + seen, *sum = qi + q.cols;
     widen_keys_values(c, g, layer, kv, wide);
     for (int64_t i = 0; i < g.queries; ++i) {
       load_row(c, q, g.query + i, qi);
@@ -110,16 +107,13 @@ void attention_backward(const Context& c, Heads heads, int64_t layer, const Grou
                         View dout, View q, View kv, View dq, View dkv, View dcontext) {
   const int64_t D = heads.size, share = heads.heads / heads.kv_heads, width = kv.cols;
   const float scale = 1.0f / std::sqrt(static_cast<float>(D));
-  const int64_t seen = longest(groups, n), each = 2 * seen * width + 2 * seen + q.cols;
-  const int64_t context_size = dcontext.data ? dcontext.rows * width : 0;
+  const int64_t seen = longest(groups, n), context_size = dcontext.data ? dcontext.rows * width : 0;
   Scratch scope(*c.arena);
-  float* scratch = c.arena->array<float>(each * c.threads->count(), "scratch/attention");
-  float* contributions =
-      c.arena->array<float>(n * context_size, "scratch/context gradients");  // of every group
-  c.threads->each(n, [&](int64_t index, int thread) {
+  // Of every group.
+  float* contributions = c.arena->array<float>(n * context_size, "scratch/context gradients");
+  each_row(c, n, 2 * seen * width + 2 * seen + q.cols, [&](int64_t index, float* wide) {
     const Group& g = groups[index];
-    float *wide = scratch + each * thread, *dwide = wide + seen * width, *p = dwide + seen * width;
-    float *dp = p + seen, *qi = dp + seen;
+    float *dwide = wide + seen * width, *p = dwide + seen * width, *dp = p + seen, *qi = dp + seen;
     widen_keys_values(c, g, layer, kv, wide);
     memset(dwide, 0, sizeof(float) * (g.context.rows + g.rows) * width);
     for (int64_t i = 0; i < g.queries; ++i) {

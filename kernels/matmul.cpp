@@ -7,7 +7,6 @@
 #include "kernels/base/arena.h"
 #include "kernels/base/error.h"
 #include "kernels/base/threads.h"
-#include "kernels/tile_math.h"
 
 namespace quest {
 
@@ -76,14 +75,8 @@ float join(float low, float high) {
 
 // Words of x[row][first .. first + count); a row past the last is zero, and its sums are never stored.
 void pack_row(const Product& p, int64_t row, int64_t first, int64_t count, float* to) {
-  if (row >= p.x.rows) {
-    std::fill_n(to, count, 0.0f);
-    return;
-  }
-  if (!p.pairs) {
-    operand(p, p.x, row, first, count, to);
-    return;
-  }
+  if (row >= p.x.rows) return void(std::fill_n(to, count, 0.0f));
+  if (!p.pairs) return operand(p, p.x, row, first, count, to);
   float values[panel_inner];
   values[count - 1 + count % 2] = 0;
   operand(p, p.x, row, first, count, values);

@@ -1,7 +1,6 @@
 #include "model/plan.h"
 
 #include <cstring>
-#include <tuple>
 
 namespace quest {
 
@@ -19,41 +18,33 @@ Ops silent(Ops o) {
   return o;
 }
 
-PlanEntry entry_of(const What& what, size_t offset, size_t bytes) {
-  const char* slash = strchr(what.name, '/');
-  return {{what.name, slash}, slash + 1, what.type, what.rows, what.cols, offset, bytes, 0, 0, 0};
-}
-
 }  // namespace
 
 Rehearsal::Rehearsal(const Ops& ops, int threads, bool list)
     : context{&ops_, &threads_, &arena_, &flops_, &again_},
       ops_(silent(ops)),
       threads_(threads, true),
-      arena_(addresses, true, list ? this : nullptr),
-      list_(list) {}
+      arena_(addresses, true, list ? this : nullptr) {}
 
-void Rehearsal::allocated(const What& what, std::byte*, size_t offset, size_t bytes) {
-  if (offset + bytes > highest_) highest_ = offset + bytes, new_peak_ = true;
-  size_t entry = 0;
-  if (list_) {
-    entry = known_.try_emplace({what.name, offset, bytes}, plan_.entries.size()).first->second;
-    if (entry == plan_.entries.size()) plan_.entries.push_back(entry_of(what, offset, bytes));
-    PlanEntry& e = plan_.entries[entry];
-    if (e.times++ == 0) e.first = time_;
-  }
-  live_.push_back({what.name, offset, bytes, entry});
+void Rehearsal::allocated(const What& w, std::byte*, size_t offset, size_t bytes) {
+  const auto [at, is_new] = known_.try_emplace({w.name, offset, bytes}, plan_.entries.size());
+  const char* slash = strchr(w.name, '/');
+  if (is_new)
+    plan_.entries.push_back({{w.name, slash}, slash + 1, w.type, w.rows, w.cols, offset, bytes, time_, 0, 0});
+  ++plan_.entries[at->second].times;
+  live_.push_back(at->second);
   ++time_;
 }
 
 void Rehearsal::released(size_t mark) {
-  if (new_peak_ && !live_.empty() && live_.back().offset >= mark) {
+  if (arena_.used() > plan_.peak) {
+    plan_.peak = arena_.used();
     plan_.at_peak.clear();
-    for (const Live& l : live_) plan_.at_peak[{l.name, strchr(l.name, '/')}] += (l.bytes + 63) & ~size_t{63};
-    new_peak_ = false;
+    for (const size_t i : live_)
+      plan_.at_peak[plan_.entries[i].group] += (plan_.entries[i].bytes + 63) & ~size_t{63};
   }
-  for (; !live_.empty() && live_.back().offset >= mark; live_.pop_back())
-    if (list_) plan_.entries[live_.back().entry].last = time_;
+  for (; !live_.empty() && plan_.entries[live_.back()].offset >= mark; live_.pop_back())
+    plan_.entries[live_.back()].last = time_;
 }
 
 Plan Rehearsal::plan() {

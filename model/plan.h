@@ -35,31 +35,19 @@ class Rehearsal : Witness {
   Rehearsal(const Ops&, int threads, bool list);
   const Context context;
 
-  // A text's tokens, to be read by the graph and not by the ops.
-  const int32_t* tokens(int64_t count) {
-    return zeros_.resize(std::max<size_t>(zeros_.size(), count)), zeros_.data();
-  }
   Plan plan();
 
  private:
   void allocated(const What&, std::byte* base, size_t offset, size_t bytes) override;
   void released(size_t mark) override;
 
-  struct Live {
-    const char* name;
-    size_t offset, bytes, entry;
-  };
   Ops ops_;
   Threads threads_;
   Arena arena_;
-  bool list_;
   double flops_ = 0, again_ = 0;
   int64_t time_ = 0;
-  size_t highest_ = 0;
-  bool new_peak_ = false;
-  std::vector<Live> live_;
+  std::vector<size_t> live_;                                         // entries
   std::map<std::tuple<std::string, size_t, size_t>, size_t> known_;  // name, offset, bytes -> entry
-  std::vector<int32_t> zeros_;
   Plan plan_;
 };
 

@@ -4,17 +4,12 @@
 
 namespace quest {
 
-Command data_import_command();
-Command data_debian_command();
-Command sample_command();
-Command train_command();
-Command plan_command();
-Command eval_command();
-Command predict_command();
-Command info_command();
-Command quantize_command();
-Command embed_command();
-Command export_command();
-Command reproduce_command();
+std::vector<Command> train_commands();
+std::vector<Command> plan_commands();
+std::vector<Command> answer_commands();  // run.cpp: predict, eval, info
+std::vector<Command> data_commands();    // import, debian, sample
+std::vector<Command> quantize_commands();
+std::vector<Command> embed_commands();  // embed, export
+std::vector<Command> reproduce_commands();
 
 }  // namespace quest

@@ -49,56 +49,49 @@ int sample(const SampleSettings& s) {
 
 }  // namespace
 
-Command data_import_command() {
+std::vector<Command> data_commands() {
   const auto o = std::make_shared<ImportOptions>();
-  return {
-      .name = "data import",
-      .summary = "turn the repository's raw or sparse format, TSV or JSON lines into a dataset folder",
-      .arguments = "SOURCE DIR",
-      .examples =
-          "  quest data import LF-Amazon-131K/ amazon\n"
-          "  quest data import my.tsv mine        (lines: text<TAB>label<TAB>label...)\n"
-          "  quest data import my.jsonl.gz mine   (lines: {\"title\": ..., \"content\": ..., \"labels\": "
-          "[\"...\"]})\n",
-      .options = {{"skip-bad", 0, &o->skip_bad, "", "keep malformed lines as empty rows instead of stopping"},
-                  {"name", 0, &o->name, "NAME", "of the dataset; without it the folder's name"}},
-      .run = [o](const std::vector<std::string>& a) { return report(import_dataset(a[0], a[1], *o), a[1]); }};
-}
-
-Command data_debian_command() {
-  const auto o = std::make_shared<ImportOptions>();
-  return {
-      .name = "data debian",
-      .summary = "make a dataset from this machine's package index (apt-cache dumpavail)",
-      .arguments = "DIR",
-      .examples = "  quest data debian packages\n",
-      .options = {{"name", 0, &o->name, "NAME", "of the dataset; without it the folder's name"}},
-      .run = [o](const std::vector<std::string>& a) { return report(import_debian_index(a[0], *o), a[0]); }};
-}
-
-Command sample_command() {
   const auto s = std::make_shared<SampleSettings>();
-  return {.name = "sample",
-          .summary = "draw training pairs and report how they cover labels and queries",
-          .examples =
-              "  quest sample --data amazon --out pairs.tsv\n"
-              "  quest sample --data amazon --sampler paper --ratio 0.1\n",
-          .options = {{"data", 'd', &s->data, "DIR", "dataset folder"},
-                      {"sampler", 0, &s->sampler, "minhash|paper|uniform|first-m", "how pairs are weighted"},
-                      {"ratio", 0, &s->ratio, "X", "share of the pairs to draw", 0, 1},
-                      {"pairs", 0, &s->pairs, "N", "pairs to draw, instead of the share"},
-                      {"rows", 0, &s->rows, "R", "MinHash functions; 0: the sampler's own"},
-                      {"range", 0, &s->range, "B", "values of each; 0: the sampler's own"},
-                      {"first", 0, &s->first, "M", "labels of a query that sampler first-m knows", 1},
-                      {"seed", 0, &s->seed, "N", "seed"},
-                      {"threads", 't', &s->threads, "N", "threads; 0: all", 0, 1024},
-                      {"out", 'o', &s->out, "FILE", "write the pairs as query uid, TAB, label uid"},
-                      {"json", 0, &s->json, "", "print the report as JSON"}},
-          .run = [s](const std::vector<std::string>&) {
-            if (s->data.empty())
-              fail(Exit::usage, "--data DIR: expected a dataset folder, found none; see quest data");
-            return sample(*s);
-          }};
+  return {
+      {.name = "data import",
+       .summary = "turn the repository's raw or sparse format, TSV or JSON lines into a dataset folder",
+       .arguments = "SOURCE DIR",
+       .examples =
+           "  quest data import LF-Amazon-131K/ amazon\n"
+           "  quest data import my.tsv mine        (lines: text<TAB>label<TAB>label...)\n"
+           "  quest data import my.jsonl.gz mine   (lines: {\"title\": ..., \"content\": ..., \"labels\": "
+           "[\"...\"]})\n",
+       .options = {{"skip-bad", 0, &o->skip_bad, "",
+                    "keep malformed lines as empty rows instead of stopping"},
+                   {"name", 0, &o->name, "NAME", "of the dataset; without it the folder's name"}},
+       .run =
+           [o](const std::vector<std::string>& a) { return report(import_dataset(a[0], a[1], *o), a[1]); }},
+      {.name = "data debian",
+       .summary = "make a dataset from this machine's package index (apt-cache dumpavail)",
+       .arguments = "DIR",
+       .examples = "  quest data debian packages\n",
+       .options = {{"name", 0, &o->name, "NAME", "of the dataset; without it the folder's name"}},
+       .run = [o](const std::vector<std::string>& a) { return report(import_debian_index(a[0], *o), a[0]); }},
+      {.name = "sample",
+       .summary = "draw training pairs and report how they cover labels and queries",
+       .examples = "  quest sample --data amazon --out pairs.tsv\n"
+                   "  quest sample --data amazon --sampler paper --ratio 0.1\n",
+       .options = {{"data", 'd', &s->data, "DIR", "dataset folder"},
+                   {"sampler", 0, &s->sampler, "minhash|paper|uniform|first-m", "how pairs are weighted"},
+                   {"ratio", 0, &s->ratio, "X", "share of the pairs to draw", 0, 1},
+                   {"pairs", 0, &s->pairs, "N", "pairs to draw, instead of the share"},
+                   {"rows", 0, &s->rows, "R", "MinHash functions; 0: the sampler's own"},
+                   {"range", 0, &s->range, "B", "values of each; 0: the sampler's own"},
+                   {"first", 0, &s->first, "M", "labels of a query that sampler first-m knows", 1},
+                   {"seed", 0, &s->seed, "N", "seed"},
+                   {"threads", 't', &s->threads, "N", "threads; 0: all", 0, 1024},
+                   {"out", 'o', &s->out, "FILE", "write the pairs as query uid, TAB, label uid"},
+                   {"json", 0, &s->json, "", "print the report as JSON"}},
+       .run = [s](const std::vector<std::string>&) {
+         if (s->data.empty())
+           fail(Exit::usage, "--data DIR: expected a dataset folder, found none; see quest data");
+         return sample(*s);
+       }}};
 }
 
 }  // namespace quest

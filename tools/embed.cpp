@@ -59,7 +59,7 @@ int export_prompt(const std::string& run, const std::string& out) {
 
 }  // namespace
 
-Command embed_command() {
+std::vector<Command> embed_commands() {
   const auto o = std::make_shared<EmbedOptions>();
   std::vector<Option> options = {
       {"run", 'r', &o->run, "DIR", "with the model, prompt and settings of a run"},
@@ -71,24 +71,21 @@ Command embed_command() {
       " model quant length pooling query-text label-text keep-empty precision kernels threads rows ";
   for (Option& option : job_options(o->settings))
     if (shared.find(" " + option.name + " ") != shared.npos) options.push_back(option);
-  return {.name = "embed",
-          .summary = "unit vectors of texts, from the arguments or one a line from stdin, as .npy",
-          .arguments = "[TEXT...]",
-          .examples = "  quest embed --run runs/first --out vectors.npy < texts\n",
-          .options = std::move(options),
-          .prepare =
-              [o] {
-                if (!o->run.empty()) o->settings = read_config(o->run);
-              },
-          .run = [o](const std::vector<std::string>& texts) { return embed(*o, texts); }};
-}
-
-Command export_command() {
-  return {.name = "export",
-          .summary = "write a run's prompt as a folder that PEFT loads",
-          .arguments = "RUN DIR",
-          .examples = "  quest export runs/first prompt-for-peft\n",
-          .run = [](const std::vector<std::string>& a) { return export_prompt(a[0], a[1]); }};
+  return {{.name = "embed",
+           .summary = "unit vectors of texts, from the arguments or one a line from stdin, as .npy",
+           .arguments = "[TEXT...]",
+           .examples = "  quest embed --run runs/first --out vectors.npy < texts\n",
+           .options = std::move(options),
+           .prepare =
+               [o] {
+                 if (!o->run.empty()) o->settings = read_config(o->run);
+               },
+           .run = [o](const std::vector<std::string>& texts) { return embed(*o, texts); }},
+          {.name = "export",
+           .summary = "write a run's prompt as a folder that PEFT loads",
+           .arguments = "RUN DIR",
+           .examples = "  quest export runs/first prompt-for-peft\n",
+           .run = [](const std::vector<std::string>& a) { return export_prompt(a[0], a[1]); }}};
 }
 
 }  // namespace quest

@@ -3,10 +3,10 @@
 #include "tools/commands.h"
 
 int main(int argc, char** argv) {
-  const std::vector<quest::Command> commands = {
-      quest::train_command(),       quest::plan_command(),   quest::predict_command(),
-      quest::eval_command(),        quest::info_command(),   quest::data_import_command(),
-      quest::data_debian_command(), quest::sample_command(), quest::quantize_command(),
-      quest::embed_command(),       quest::export_command(), quest::reproduce_command()};
+  std::vector<quest::Command> commands;
+  for (const auto& of_file :
+       {quest::train_commands(), quest::plan_commands(), quest::answer_commands(), quest::data_commands(),
+        quest::quantize_commands(), quest::embed_commands(), quest::reproduce_commands()})
+    commands.insert(commands.end(), of_file.begin(), of_file.end());
   return quest::run_commands(commands, argc, argv);
 }

@@ -41,24 +41,8 @@ static std::string shown(const Option& o) {  // the target's value, as help writ
   return std::to_string(count) + std::vector{"", "KiB", "MiB", "GiB", "TiB"}[unit];
 }
 
-// Reads a number in the option's range; false when the word is none. A SIZE may have a unit. A double holds
-// every int64_t up to 2^53.
-static bool parse_number(const Option& o, std::string_view word, double& number) {
-  const bool whole = std::holds_alternative<int64_t*>(o.target);
-  const auto style = whole ? std::chars_format::fixed : std::chars_format::general;
-  const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), number, style);
-  std::string_view unit = word.substr(end - word.data());
-  const size_t power = o.value == "SIZE" && !unit.empty() ? std::string_view("KMGT").find(unit[0]) + 1 : 0;
-  if (power > 0) {
-    unit.remove_prefix(1);
-    number = std::floor(number * std::pow(unit == "B" ? 1000 : 1024, power));
-    if (unit == "B" || unit == "iB") unit = "";
-  }
-  return error == std::errc() && unit.empty() && number >= o.least && number <= o.most &&
-         (!whole || number == std::floor(number));
-}
-
-// Sets the target from a word; false when the word is not what the option expects.
+// Sets the target from a word; false when the word is not what the option expects. A SIZE may have a unit. A
+// double holds every int64_t up to 2^53.
 static bool assign(const Option& o, const std::string& word) {
   if (const auto flag = std::get_if<bool*>(&o.target)) {
     **flag = word == "true";
@@ -69,12 +53,21 @@ static bool assign(const Option& o, const std::string& word) {
     const bool listed = ("|" + o.value + "|").find("|" + word + "|") != word.npos;
     return !is_choice(o) || (listed && word.find('|') == word.npos);
   }
+  const auto real = std::get_if<double*>(&o.target);
+  const auto style = real ? std::chars_format::general : std::chars_format::fixed;
   double number = 0;
-  if (!parse_number(o, word, number)) return false;
-  if (const auto real = std::get_if<double*>(&o.target))
-    **real = number;
-  else
-    *std::get<int64_t*>(o.target) = static_cast<int64_t>(number);
+  const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), number, style);
+  std::string_view unit = std::string_view(word).substr(end - word.data());
+  const size_t power = o.value == "SIZE" && !unit.empty() ? std::string_view("KMGT").find(unit[0]) + 1 : 0;
+  if (power > 0) {
+    unit.remove_prefix(1);
+    number = std::floor(number * std::pow(unit == "B" ? 1000 : 1024, power));
+    if (unit == "B" || unit == "iB") unit = "";
+  }
+  const bool allowed = number >= o.least && number <= o.most && (real || number == std::floor(number));
+  if (error != std::errc() || !unit.empty() || !allowed) return false;
+  if (real) return **real = number, true;
+  *std::get<int64_t*>(o.target) = static_cast<int64_t>(number);
   return true;
 }
 
@@ -204,14 +197,6 @@ static std::string bash_completion(std::span<const Command> commands) {
 
 // ---- running ----------------------------------------------------------------------------------------------
 
-// The command that argv names; `words` counts the words of its name, of which two go before one.
-static const Command* find_command(std::span<const Command> commands, int argc, char** argv, int& words) {
-  for (words = std::min(2, argc - 1); words > 0; --words)
-    for (const Command& c : commands)
-      if (c.name == (words == 2 ? format("%s %s", argv[1], argv[2]) : argv[1])) return &c;
-  return nullptr;
-}
-
 static int print(const std::string& out) {
   fputs(out.c_str(), stdout);
   return 0;
@@ -223,11 +208,11 @@ static int run_one(std::span<const Command> commands, int argc, char** argv) {
   bool help = asks_help(argv[1]) || !strcmp(argv[1], "help");
   if (help && argc == 2) return print(help_text(commands));
   if (help) ++argv, --argc;  // quest help train
-  int words = 0;
-  if (const Command* command = find_command(commands, argc, argv, words)) {
+  for (const Command& c : commands) {
+    const int words = c.name.find(' ') == c.name.npos ? 1 : 2;
+    if (argc <= words || c.name != (words == 2 ? format("%s %s", argv[1], argv[2]) : argv[1])) continue;
     for (int i = words + 1; i < argc && strcmp(argv[i], "--") != 0; ++i) help = help || asks_help(argv[i]);
-    return help ? print(help_text(*command))
-                : command->run(parse_options(*command, argc - words, argv + words));
+    return help ? print(help_text(c)) : c.run(parse_options(c, argc - words, argv + words));
   }
   if (!strcmp(argv[1], "--version")) return print(format("quest %s\n", quest_version));
   if (!strcmp(argv[1], "completion")) return print(bash_completion(commands));

@@ -45,8 +45,8 @@ struct Command {
   std::vector<Option> options = {};
   // Called when all options are set, and may change their targets: then the options are set once more.
   std::function<void()> prepare = [] {};
-  std::function<int(const std::vector<std::string>&)> run =
-      {};  // gets the arguments, returns the exit status
+  // Gets the arguments, returns the exit status.
+  std::function<int(const std::vector<std::string>&)> run = {};
 };
 
 // Fills the targets from argv[1..]; returns the arguments that are no options. "--" ends the options.

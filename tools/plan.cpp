@@ -23,7 +23,7 @@ struct PlanOptions {
 struct Planner {
   const PlanOptions& o;
   std::unique_ptr<Model> model = load_shape(o.model, o.s.quant == "nf4");
-  Ops ops = cpu_ops(nullptr, o.s.precision == "f32" ? Type::f32 : Type::bf16);
+  Ops ops = cpu_ops(nullptr, o.s.activation());
   int threads = static_cast<int>(o.s.threads);
   size_t cache = o.s.placement == "suffix" ? o.s.text_cache : 0;
   StepShape shape = step_shape(o.s, cache > 0);
@@ -73,10 +73,8 @@ std::string human_bytes(size_t bytes) {
 
 void print_json(const Planner& p) {
   JsonWriter j;
-  j.object()
-      .field("peak_bytes", p.peak())
-      .field("budget_bytes", p.budget)
-      .field("fits", p.peak() <= p.budget);
+  j.object().field("peak_bytes", p.peak()).field("budget_bytes", p.budget);
+  j.field("fits", p.peak() <= p.budget);
   j.field("flops_per_step", p.plan.flops + p.plan.again).field("flops_repeated", p.plan.again);
   j.key("entries").array();
   for (const auto* entries : {&p.apart, &p.plan.entries})
@@ -123,7 +121,7 @@ void print_table(const Planner& p) {
 
 }  // namespace
 
-Command plan_command() {
+std::vector<Command> plan_commands() {
   const auto o = std::make_shared<PlanOptions>();
   o->s.text_cache = 0;
   std::vector<Option> options = {
@@ -136,15 +134,15 @@ Command plan_command() {
       "spacing ";
   for (const Option& option : job_options(o->s))
     if (shared.find(" " + option.name + " ") != shared.npos) options.push_back(option);
-  return {.name = "plan",
-          .summary = "where every byte of a training step goes, before it is used",
-          .examples = "  quest plan --model llama-7b --gpu 24GiB --batch 1024 --prompt-rows 5 --quant nf4\n",
-          .options = std::move(options),
-          .run = [o](const std::vector<std::string>&) {
-            const Planner planner(*o);
-            o->json ? print_json(planner) : print_table(planner);
-            return 0;
-          }};
+  return {{.name = "plan",
+           .summary = "where every byte of a training step goes, before it is used",
+           .examples = "  quest plan --model llama-7b --gpu 24GiB --batch 1024 --prompt-rows 5 --quant nf4\n",
+           .options = std::move(options),
+           .run = [o](const std::vector<std::string>&) {
+             const Planner planner(*o);
+             o->json ? print_json(planner) : print_table(planner);
+             return 0;
+           }}};
 }
 
 }  // namespace quest

@@ -32,16 +32,16 @@ int quantize(const QuantizeOptions& o) {
 
 }  // namespace
 
-Command quantize_command() {
+std::vector<Command> quantize_commands() {
   const auto o = std::make_shared<QuantizeOptions>();
-  return {.name = "quantize",
-          .summary = "write a model in NF4, as a Hugging Face folder that bitsandbytes reads",
-          .examples = "  quest quantize --to nf4 --out smollm2-nf4\n",
-          .options = {{"model", 'm', &o->model, "PATH",
-                       "GGUF or Hugging Face folder; without it SmolLM2-135M-Instruct"},
-                      {"to", 0, &o->to, "nf4", "format"},
-                      {"out", 'o', &o->out, "DIR", "folder to make"}},
-          .run = [o](const std::vector<std::string>&) { return quantize(*o); }};
+  return {{.name = "quantize",
+           .summary = "write a model in NF4, as a Hugging Face folder that bitsandbytes reads",
+           .examples = "  quest quantize --to nf4 --out smollm2-nf4\n",
+           .options = {{"model", 'm', &o->model, "PATH",
+                        "GGUF or Hugging Face folder; without it SmolLM2-135M-Instruct"},
+                       {"to", 0, &o->to, "nf4", "format"},
+                       {"out", 'o', &o->out, "DIR", "folder to make"}},
+           .run = [o](const std::vector<std::string>&) { return quantize(*o); }}};
 }
 
 }  // namespace quest

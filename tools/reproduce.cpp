@@ -6,7 +6,6 @@
 #include "kernels/base/error.h"
 #include "kernels/base/file.h"
 #include "model/config.h"
-#include "model/fetch.h"
 #include "tools/commands.h"
 #include "tools/run.h"
 
@@ -58,17 +57,6 @@ constexpr Row table1[] = {
 };
 constexpr const char* columns[] = {"P@1", "P@5", "R@10", "R@100", "nDCG@5", "PSP@1"};
 
-// What was finished is not opened again, so dataset and model must be those that the folder was begun with.
-void require_same_source(const std::string& path, const Settings& given) {
-  require_same_job(path, given);
-  const Settings was = read_config(path);
-  if (was.data != given.data || was.model != given.model)
-    fail(Exit::usage,
-         "--data '%s', --model '%s': expected those of %s/config.json, '%s' and '%s'; give the same, or "
-         "another --name",
-         given.data.c_str(), given.model.c_str(), path.c_str(), was.data.c_str(), was.model.c_str());
-}
-
 // Markdown. Seconds of a run; of the text pass too, which the runs of one process share.
 void print_table(const std::string& folder, const std::map<std::string, Settings>& runs) {
   std::string head = "| method |", rule = "|---|";
@@ -97,12 +85,12 @@ void print_table(const std::string& folder, const std::map<std::string, Settings
 int reproduce(const ReproduceOptions& o) {
   const std::string folder = "runs/" + o.name;
   const auto all = table1_runs(o);
-  if (o.model.empty()) default_model_path();   // fetched while Ctrl-C still ends pip
   for (const char* quant : {"none", "nf4"}) {  // runs that share a model share its text pass
     std::vector<RunFolder> runs;
     for (const auto& [name, settings] : all) {
       const std::string path = folder + "/" + name;
-      if (exists(path + "/config.json")) require_same_source(path, settings);
+      // What was finished is not opened again, so dataset and model must be the folder's.
+      if (exists(path + "/config.json")) require_same_job(path, settings, true);
       if (settings.quant == quant && !exists(path + "/result.json"))
         runs.push_back(run_folder(settings, path));
     }
@@ -117,22 +105,23 @@ int reproduce(const ReproduceOptions& o) {
 
 }  // namespace
 
-Command reproduce_command() {
+std::vector<Command> reproduce_commands() {
   const auto o = std::make_shared<ReproduceOptions>();
-  return {.name = "reproduce",
-          .summary = "the README's table of results for a dataset; goes on where it was stopped",
-          .arguments = "table1",
-          .examples = "  quest reproduce table1 --data foldoc --name table1-foldoc\n",
-          .options = {{"data", 'd', &o->data, "DIR", "dataset folder; without it the default dataset"},
-                      {"model", 'm', &o->model, "PATH", "as in quest train"},
-                      {"name", 'n', &o->name, "NAME", "its runs are kept in runs/NAME"},
-                      {"brief", 0, &o->brief, "", "only TF-IDF, the untrained suffix prompt and the default"},
-                      {"threads", 't', &o->threads, "N", "threads; 0: all", 0, 1024}},
-          .run = [o](const std::vector<std::string>& a) {
-            if (a[0] != "table1")
-              fail(Exit::usage, "quest reproduce: expected table1, found %s; see --help", a[0].c_str());
-            return reproduce(*o);
-          }};
+  return {
+      {.name = "reproduce",
+       .summary = "the README's table of results for a dataset; goes on where it was stopped",
+       .arguments = "table1",
+       .examples = "  quest reproduce table1 --data foldoc --name table1-foldoc\n",
+       .options = {{"data", 'd', &o->data, "DIR", "dataset folder; without it the default dataset"},
+                   {"model", 'm', &o->model, "PATH", "as in quest train"},
+                   {"name", 'n', &o->name, "NAME", "its runs are kept in runs/NAME"},
+                   {"brief", 0, &o->brief, "", "only TF-IDF, the untrained suffix prompt and the default"},
+                   {"threads", 't', &o->threads, "N", "threads; 0: all", 0, 1024}},
+       .run = [o](const std::vector<std::string>& a) {
+         if (a[0] != "table1")
+           fail(Exit::usage, "quest reproduce: expected table1, found %s; see --help", a[0].c_str());
+         return reproduce(*o);
+       }}};
 }
 
 }  // namespace quest

@@ -38,40 +38,30 @@ struct RunOptions {             // of predict and eval
 };
 
 std::string newest_run() {
-  std::string newest;
+  std::pair newest(fs::file_time_type::min(), std::string());
   std::error_code ignored;
-  fs::file_time_type latest;
   for (const auto& entry : fs::directory_iterator("runs", ignored)) {
     const auto time = fs::last_write_time(entry.path() / "result.json", ignored);
-    if (ignored || (!newest.empty() && time <= latest)) continue;
-    newest = entry.path(), latest = time;
+    if (!ignored && time > newest.first) newest = {time, entry.path().string()};
   }
-  if (newest.empty())
+  if (newest.second.empty())
     fail(Exit::usage, "runs/: expected a finished run, found none; start one with quest train");
-  return newest;
+  return newest.second;
 }
 
 // A finished run, opened to answer queries.
 struct Run {
   const RunOptions& options;
-  std::string folder;
-  Settings settings;
-  Task task;
-  Engine engine;
-  TensorFile prompt, labels;
+  std::string folder = options.run.empty() ? newest_run() : options.run;
+  Settings settings = settings_of(folder, options.threads);
+  Task task{settings, open_job_data(settings)};
+  Engine engine{settings};
+  TensorFile prompt = read_tensors(folder + "/prompt.safetensors");
+  TensorFile labels = read_tensors(folder + "/labels.safetensors");
   Corpus corpus;
   std::vector<int32_t> texts;  // in the corpus
 
-  explicit Run(const RunOptions& o)
-      : options(o),
-        folder(o.run.empty() ? newest_run() : o.run),
-        settings(settings_of(folder, o.threads)),
-        task(settings, open_job_data(settings)),
-        engine(settings),
-        prompt(read_tensors(folder + "/prompt.safetensors")),
-        labels(read_tensors(folder + "/labels.safetensors")) {
-    require_identity(prompt, engine, task, "model data");
-  }
+  explicit Run(const RunOptions& o) : options(o) { require_identity(prompt, engine, task, "model data"); }
   static Settings settings_of(const std::string& folder, int64_t threads) {
     Settings s = read_config(folder);
     s.threads = threads;
@@ -93,8 +83,7 @@ struct Run {
     return Hnsw(folder + "/index.hnsw", l.rows, l.cols).search(queries, k, engine.threads);
   }
   // f(label of the dataset, score) for the labels of a list, best first.
-  template <class F>
-  void each_label(const Ranked& lists, int64_t row, F&& f) const {
+  void each_label(const Ranked& lists, int64_t row, auto&& f) const {
     for (int64_t at = row * lists.k; at < (row + 1) * lists.k && lists.ids[at] >= 0; ++at)
       f(task.labels[lists.ids[at]], lists.scores[at]);
   }
@@ -125,7 +114,7 @@ int evaluate_run(const RunOptions& o) {
   const Side& test = run.task.test;
   const Texts &queries = test.split->texts, &labels = run.task.data.labels;
   for (const int32_t q : test.queries) run.add(queries.title(q), queries.content(q));
-  const Ranked all = run.search(depth + test.most_dropped());
+  const Ranked all = run.search(depth + test.most_dropped);
   const Metrics m = measure(run.task, test, all, !o.keep_own);
   if (!o.out.empty()) {
     const Ranked lists = drop_labels(all, o.keep_own ? SparseRows() : test.dropped(), depth);
@@ -181,7 +170,7 @@ int evaluate_brought(const RunOptions& o, const std::string& label_file) {
   const int64_t d = queries.vectors.width;
   const Ranked lists =
       exact_top_k({q.data(), std::ssize(task.test.queries), d}, {l.data(), std::ssize(task.labels), d},
-                  depth + task.test.most_dropped(), threads);
+                  depth + task.test.most_dropped, threads);
   const std::pair<std::string, Metrics> rows[] = {{"brought", measure(task, task.test, lists, true)},
                                                   {"raw", measure(task, task.test, lists, false)}};
   JsonWriter json;
@@ -225,63 +214,57 @@ int info(const std::string& path) {
 
 }  // namespace
 
-Command predict_command() {
-  const auto o = std::make_shared<RunOptions>();
-  return {.name = "predict",
-          .summary = "top labels and scores for texts, from the arguments or one a line from stdin",
-          .arguments = "[TEXT...]",
-          .examples =
-              "  quest predict \"a fast web server\"\n"
-              "  quest predict --run runs/first --json < texts\n",
-          .options = {{"run", 'r', &o->run, "DIR", "run folder; without it the newest finished one"},
-                      {"top", 'k', &o->top, "K", "labels a text", 1, 10000},
-                      {"hnsw", 0, &o->hnsw, "", "search the approximate index instead of all labels"},
-                      {"threads", 't', &o->threads, "N", "threads; 0: all", 0, 1024},
-                      {"json", 0, &o->json, "", "one JSON object a text"}},
-          .run = [o](const std::vector<std::string>& texts) { return predict(*o, texts); }};
-}
-
-Command eval_command() {
+std::vector<Command> answer_commands() {
   const auto o = std::make_shared<RunOptions>();
   return {
-      .name = "eval",
-      .summary = "evaluate a run on its test queries",
-      .arguments = "[LABELS.npy]",
-      .examples =
-          "  quest eval --out lists.tsv\n"
-          "  quest eval --data mine --bring queries.npy labels.npy\n",
-      .options = {{"run", 'r', &o->run, "DIR", "run folder; without it the newest finished one"},
-                  {"out", 'o', &o->out, "FILE", "ranked lists: query uid, rank, label uid, score"},
-                  {"hnsw", 0, &o->hnsw, "", "from the approximate index instead of the exact scan"},
-                  {"bring", 0, &o->bring, "QUERIES.npy",
-                   "evaluate these vectors and those of LABELS.npy instead"},
-                  {"data", 'd', &o->settings.data, "DIR",
-                   "with --bring: dataset; without it the default one"},
-                  {"min-positives", 0, &o->settings.min_positives, "N", "with --bring: as in quest train"},
-                  {"test-queries", 0, &o->settings.test_queries, "N", "with --bring: as in quest train"},
-                  {"keep-own", 0, &o->keep_own, "", "do not drop a query's own label and filtered ones"},
-                  {"threads", 't', &o->threads, "N", "threads; 0: all", 0, 1024},
-                  {"json", 0, &o->json, "", "print JSON"}},
-      .run = [o](const std::vector<std::string>& labels) {
-        if (labels.empty() != o->bring.empty())
-          fail(Exit::usage, "--bring: expected two files, QUERIES.npy and LABELS.npy, found one; give both");
-        const bool of_run = !o->run.empty() || !o->out.empty() || o->hnsw || o->keep_own;
-        const Settings& p = o->settings;
-        const bool of_data = !p.data.empty() || p.min_positives || p.test_queries;
-        if (labels.empty() ? of_data : of_run)
-          fail(Exit::usage,
-               "quest eval: --run, --out, --hnsw and --keep-own belong to a run, --data, --min-positives "
-               "and --test-queries to --bring; leave the others out");
-        return labels.empty() ? evaluate_run(*o) : evaluate_brought(*o, labels[0]);
-      }};
-}
-
-Command info_command() {
-  return {.name = "info",
-          .summary = "what is in this model, dataset or run",
-          .arguments = "PATH",
-          .examples = "  quest info runs/first\n  quest info model.gguf\n",
-          .run = [](const std::vector<std::string>& a) { return info(a[0]); }};
+      {.name = "predict",
+       .summary = "top labels and scores for texts, from the arguments or one a line from stdin",
+       .arguments = "[TEXT...]",
+       .examples = "  quest predict \"a fast web server\"\n"
+                   "  quest predict --run runs/first --json < texts\n",
+       .options = {{"run", 'r', &o->run, "DIR", "run folder; without it the newest finished one"},
+                   {"top", 'k', &o->top, "K", "labels a text", 1, 10000},
+                   {"hnsw", 0, &o->hnsw, "", "search the approximate index instead of all labels"},
+                   {"threads", 't', &o->threads, "N", "threads; 0: all", 0, 1024},
+                   {"json", 0, &o->json, "", "one JSON object a text"}},
+       .run = [o](const std::vector<std::string>& texts) { return predict(*o, texts); }},
+      {.name = "eval",
+       .summary = "evaluate a run on its test queries",
+       .arguments = "[LABELS.npy]",
+       .examples = "  quest eval --out lists.tsv\n"
+                   "  quest eval --data mine --bring queries.npy labels.npy\n",
+       .options = {{"run", 'r', &o->run, "DIR", "run folder; without it the newest finished one"},
+                   {"out", 'o', &o->out, "FILE", "ranked lists: query uid, rank, label uid, score"},
+                   {"hnsw", 0, &o->hnsw, "", "from the approximate index instead of the exact scan"},
+                   {"bring", 0, &o->bring, "QUERIES.npy",
+                    "evaluate these vectors and those of LABELS.npy instead"},
+                   {"data", 'd', &o->settings.data, "DIR",
+                    "with --bring: dataset; without it the default one"},
+                   {"min-positives", 0, &o->settings.min_positives, "N", "with --bring: as in quest train"},
+                   {"test-queries", 0, &o->settings.test_queries, "N", "with --bring: as in quest train"},
+                   {"keep-own", 0, &o->keep_own, "", "do not drop a query's own label and filtered ones"},
+                   {"threads", 't', &o->threads, "N", "threads; 0: all", 0, 1024},
+                   {"json", 0, &o->json, "", "print JSON"}},
+       .run =
+           [o](const std::vector<std::string>& labels) {
+             if (labels.empty() != o->bring.empty())
+               fail(Exit::usage,
+                    "--bring: expected two files, QUERIES.npy and LABELS.npy, found one; give both");
+             const bool of_run = !o->run.empty() || !o->out.empty() || o->hnsw || o->keep_own;
+             const Settings& p = o->settings;
+             const bool of_data = !p.data.empty() || p.min_positives || p.test_queries;
+             if (labels.empty() ? of_data : of_run)
+               fail(
+                   Exit::usage,
+                   "quest eval: --run, --out, --hnsw and --keep-own belong to a run, --data, --min-positives "
+                   "and --test-queries to --bring; leave the others out");
+             return labels.empty() ? evaluate_run(*o) : evaluate_brought(*o, labels[0]);
+           }},
+      {.name = "info",
+       .summary = "what is in this model, dataset or run",
+       .arguments = "PATH",
+       .examples = "  quest info runs/first\n  quest info model.gguf\n",
+       .run = [](const std::vector<std::string>& a) { return info(a[0]); }}};
 }
 
 }  // namespace quest

@@ -11,9 +11,9 @@ namespace quest {
 std::vector<Option> job_options(Settings&);       // the table behind `quest train` and config.json
 Settings read_config(const std::string& folder);  // throws Error(input)
 RunFolder run_folder(Settings, const std::string& path);
-// Throws Error(usage) unless the folder's job is this one. Where things lie and how the machine is used may
-// differ (the checkpoint knows its model, dataset and kernels).
-void require_same_job(const std::string& folder, Settings);
+// Throws Error(usage) unless the folder's job is this one. How the machine is used may differ, and unless
+// same_source where dataset and model lie (the checkpoint knows them, and its kernels).
+void require_same_job(const std::string& folder, Settings, bool same_source = false);
 // What is given as arguments, or without them the lines of stdin. Throws Error(input) unless all are UTF-8.
 std::vector<std::string> read_texts(std::vector<std::string> arguments);
 

@@ -6,7 +6,6 @@
 #include "kernels/base/error.h"
 #include "kernels/base/json.h"
 #include "model/config.h"
-#include "model/fetch.h"
 #include "tools/commands.h"
 #include "tools/run.h"
 #include "train/job.h"
@@ -81,20 +80,21 @@ RunFolder run_folder(Settings settings, const std::string& path) {
   return {settings, path, config.end().text() + "\n"};
 }
 
-void require_same_job(const std::string& folder, Settings given) {
+// The option's value as config.json has it; a text without its quotes.
+static std::string value_of(const Option& o) {
+  if (const auto text = std::get_if<std::string*>(&o.target)) return **text;
+  return std::visit([](const auto* value) { return JsonWriter().value(*value).text(); }, o.target);
+}
+
+void require_same_job(const std::string& folder, Settings given, bool same_source) {
   Settings settings = read_config(folder);
   const std::vector<Option> was = job_options(settings), is = job_options(given);
-  constexpr std::string_view free = " data model kernels threads text-cache rows micro spacing ";
+  std::string free = " kernels threads text-cache rows micro spacing ";
+  if (!same_source) free += "data model ";
   for (size_t i = 0; i < was.size(); ++i)
-    std::visit(
-        [&](auto* target) {
-          if (*target != *std::get<decltype(target)>(is[i].target) &&
-              free.find(" " + was[i].name + " ") == free.npos)
-            fail(Exit::usage,
-                 "--%s: expected the value of %s/config.json, found another; leave it out, or start anew",
-                 was[i].name.c_str(), folder.c_str());
-        },
-        was[i].target);
+    if (value_of(was[i]) != value_of(is[i]) && free.find(" " + was[i].name + " ") == free.npos)
+      fail(Exit::usage, "--%s: expected '%s' as in %s/config.json, found '%s'; give the same, or start anew",
+           was[i].name.c_str(), value_of(was[i]).c_str(), folder.c_str(), value_of(is[i]).c_str());
 }
 
 namespace {
@@ -128,7 +128,6 @@ int train(TrainOptions& o) {
     if (o.settings.min_positives == 0) o.settings.min_positives = default_min_positives;
     if (o.settings.test_queries == 0) o.settings.test_queries = default_test_queries;
   }
-  if (o.settings.model.empty()) default_model_path();  // fetched while Ctrl-C still ends pip
   fprintf(stderr, "run: %s\n", folder.c_str());
   if (o.settings.preset != "default")
     fprintf(stderr,
@@ -146,26 +145,25 @@ int train(TrainOptions& o) {
 
 }  // namespace
 
-Command train_command() {
+std::vector<Command> train_commands() {
   const auto o = std::make_shared<TrainOptions>();
   std::vector<Option> options = job_options(o->settings);
   options.push_back({"name", 'n', &o->name, "NAME", "run folder runs/NAME; without it the date and time"});
   options.push_back({"resume", 0, &o->resume, "RUN", "go on with this run folder, as its config.json says"});
   options.push_back({"full", 0, &o->full, "", "the default dataset with all labels and test queries"});
   options.push_back({"json", 0, &o->json, "", "print result.json"});
-  return {.name = "train",
-          .summary = "the main job: sample, train a prompt, index the labels, evaluate",
-          .examples =
-              "  quest train                                  default model and dataset\n"
-              "  quest train --data mine --name first\n"
-              "  quest train --resume runs/first\n",
-          .options = std::move(options),
-          .prepare =
-              [o] {  // where the values start from, over which those that are given are then set again
-                const Settings& s = o->settings;
-                o->settings = o->resume.empty() ? preset_settings(s.preset) : read_config(o->resume);
-              },
-          .run = [o](const std::vector<std::string>&) { return train(*o); }};
+  return {{.name = "train",
+           .summary = "the main job: sample, train a prompt, index the labels, evaluate",
+           .examples = "  quest train                                  default model and dataset\n"
+                       "  quest train --data mine --name first\n"
+                       "  quest train --resume runs/first\n",
+           .options = std::move(options),
+           .prepare =
+               [o] {  // where the values start from, over which those that are given are then set again
+                 const Settings& s = o->settings;
+                 o->settings = o->resume.empty() ? preset_settings(s.preset) : read_config(o->resume);
+               },
+           .run = [o](const std::vector<std::string>&) { return train(*o); }}};
 }
 
 }  // namespace quest

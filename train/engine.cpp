@@ -28,8 +28,7 @@ Engine::Engine(const Settings& s)
       tokenizer(new Tokenizer(read_vocabulary(model->path))),
       threads(s.threads),
       arena(available_memory() / 10 * 8),
-      ops(cpu_ops(s.kernels.empty() ? nullptr : s.kernels.c_str(),
-                  s.precision == "f32" ? Type::f32 : Type::bf16)),
+      ops(cpu_ops(s.kernels.empty() ? nullptr : s.kernels.c_str(), s.activation())),
       context{&ops, &threads, &arena, &flops, &again},
       rows(s.rows) {
   if (tokenizer->size() > model->vocabulary)
@@ -55,12 +54,7 @@ void Engine::require_fitting(const Settings& s) const {
 }
 
 Encoder Engine::encoder(const Settings& s, View prompt) const {
-  return {*model,
-          context,
-          s.placement == "prefix" ? Placement::prefix : Placement::suffix,
-          s.pooling == "mean" ? Pooling::mean : Pooling::last,
-          prompt,
-          rows};
+  return {*model, context, s.where(), s.pooled(), prompt, rows};
 }
 
 View Engine::view(const std::vector<float>& data) const {
@@ -69,6 +63,13 @@ View Engine::view(const std::vector<float>& data) const {
 
 void Engine::normalize(std::vector<float>& data, View mean) {
   ops.normalize(context, view(data), mean.rows ? mean : View{}, view(data));
+}
+
+std::vector<float> Engine::mean_of(const std::vector<float>& data) const {
+  std::vector<float> mean(width());
+  const Group all{{}, 0, 0, 0, static_cast<int32_t>(std::ssize(data) / width())};
+  ops.pool(context, &all, 1, view(data), view(mean));
+  return mean;
 }
 
 std::vector<float> Engine::embed(const Encoder& encoder, const std::vector<Text>& texts,

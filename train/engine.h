@@ -21,7 +21,6 @@ struct Stopped {};   // thrown between two pieces of work that a later --resume 
 struct Engine {
   explicit Engine(const Settings&);             // loads the model; throws Error
   void require_fitting(const Settings&) const;  // texts, prompt and lengths; throws Error(usage)
-  Engine(Engine&&) = delete;
 
   std::unique_ptr<Model> model;
   std::unique_ptr<Tokenizer> tokenizer;
@@ -39,8 +38,9 @@ struct Engine {
   // Unit embeddings [numbers,d] of some of the texts; mean [1,d]: subtracted before normalisation, or [0,d].
   std::vector<float> embed(const Encoder&, const std::vector<Text>& texts,
                            const std::vector<int32_t>& numbers, View mean, const char* label);
-  void normalize(std::vector<float>& rows, View mean);  // rows [n,d], in place
-  View view(const std::vector<float>& data) const;      // as rows of the model's width
+  void normalize(std::vector<float>& rows, View mean);               // rows [n,d], in place
+  std::vector<float> mean_of(const std::vector<float>& rows) const;  // [1,d] of [n,d], summed in double
+  View view(const std::vector<float>& data) const;                   // as rows of the model's width
 };
 
 // How a query or label reads as one text. {title} and {content} are filled in; a sentence (they are parted by

@@ -18,270 +18,250 @@ namespace quest {
 
 namespace {
 
-// Seconds and TFLOP, phase by phase.
-class Phases {
- public:
-  explicit Phases(const Engine& engine) : engine_(engine) {}
-  void begin() { start_ = now_seconds(), flops_ = engine_.flops; }
-  void end(const char* name) { end(name, now_seconds() - start_, engine_.flops - flops_); }
-  void end(const char* name, double seconds, double flops) {
-    list.push_back({name, seconds, flops / 1e12});
+struct Phase {
+  std::string name;
+  double seconds, tflop;
+};
+
+struct Phases {
+  const Engine& engine;
+  std::vector<Phase> list = {};
+  double start = 0, flops = 0;
+
+  void begin() { start = now_seconds(), flops = engine.flops; }
+  void end(const char* name) { end(name, now_seconds() - start, engine.flops - flops); }
+  void end(const char* name, double seconds, double work) {
+    list.push_back({name, seconds, work / 1e12});
     begin();
   }
-  struct Phase {
-    std::string name;
-    double seconds, tflop;
-  };
-  std::vector<Phase> list;
-
- private:
-  const Engine& engine_;
-  double start_ = 0, flops_ = 0;
 };
 
 struct Scores {  // of a method on a side, without the queries' own labels and with them
   std::string name;
   Metrics filtered, raw;
+  double validation = -1;  // its objective there, or -1
 };
 
-class Job {
- public:
+auto& best(const std::vector<Scores>& s) { return *std::ranges::max_element(s, {}, &Scores::validation); }
+
+struct Job {
   Job(const std::string& folder, Task& task, Engine& engine)
-      : settings_(task.settings), folder_(folder), task_(task), engine_(engine), phases_(engine) {
+      : settings_(task.settings), folder_(folder), task_(task), engine_(engine), phases_{engine} {
     engine.require_fitting(settings_);
     if (exists(folder + checkpoint_name))  // fails now, not after the text pass
       require_identity(read_tensors(folder + checkpoint_name), engine_, task_);
     else if (!settings_.prompt.empty())
       prompt_from_file(settings_, engine_.width());
   }
-  void prepare(const std::string& config);
-  double work(double tokens_a_text) const;
-  void run(const TextCache&, const Phases& shared);
-
- private:
-  std::vector<Scores> baselines(const Side& training, const Side& to);
-  void choose_tfidf();
-  Scores score(const std::string& name, const Side&, const std::vector<float>& queries,
-               const std::vector<float>& labels);
-  void choose_untrained(Trainer&, const TextCache&);
-  void evaluate_trained(Trainer&);
-  void build_index(const std::vector<float>& labels, const std::vector<float>& queries);
-  std::string result(const TrainState&) const;
-  std::string summary() const;
-
   const Settings& settings_;
   std::string folder_;
   Task& task_;
   Engine& engine_;
   Phases phases_;
   std::vector<Scores> tfidf_, untrained_;  // on the test queries
-  size_t tfidf_best_ = 0, untrained_best_ = 0;
-  std::vector<double> untrained_objective_;  // on validation
   Scores trained_;
   std::vector<std::pair<std::string, Interval>> gain_;
   double hnsw_recall_ = 0, hnsw_rate_ = 0;
-};
 
-void Job::prepare(const std::string& config) {
-  phases_.begin();
-  task_.draw_pairs(engine_.threads);
-  fprintf(stderr, "%s", describe(task_.report).c_str());
-  fprintf(stderr, "job %s: %zu labels, %zu test, %zu validation queries, %zu pairs, %ld steps\n",
-          settings_.job.c_str(), task_.labels.size(), task_.test.queries.size(),
-          task_.validation.queries.size(), task_.pairs.size(), task_.steps());
-  phases_.end("sample");
-  make_folders(folder_);  // bad input has failed by now, and leaves no folder
-  if (!exists(folder_ + "/config.json")) write_file(folder_ + "/config.json", config);
-}
-
-// Tokens that the job will run through the model, forward and backward, after the text pass, about.
-double Job::work(double tokens_a_text) const {
-  const double rows = settings_.placement == "suffix" ? settings_.prompt_rows : tokens_a_text;
-  const double ranked = task_.labels.size() + task_.test.queries.size();
-  const double checked = std::min(validation_limit, task_.labels.size()) + task_.validation.queries.size();
-  const double steps = task_.steps();
-  return rows * (steps * 4 * settings_.batch + 2 * ranked + checked * (2 + steps / settings_.validate_every));
-}
-
-// The four TF-IDF rankings of a side, fitted on these training queries.
-std::vector<Scores> Job::baselines(const Side& training, const Side& to) {
-  const auto text_of = [](const Texts& texts, const std::vector<int32_t>& rows) -> TextOf {
-    return [&](int64_t i) { return join_text(texts.title(rows[i]), texts.content(rows[i])); };
-  };
-  Tfidf tfidf(text_of(task_.data.train.texts, training.queries), training.labels(),
-              text_of(task_.data.labels, task_.labels), std::ssize(task_.labels));
-  const auto rank = [&](SparseRows dropped) {
-    return tfidf.rank(text_of(to.split->texts, to.queries), std::ssize(to.queries), dropped, depth,
-                      engine_.threads);
-  };
-  const auto filtered = rank(to.dropped()), raw = rank({});
-  std::vector<Scores> scores;
-  for (size_t i = 0; i < raw.size(); ++i)
-    scores.push_back(
-        {Tfidf::names[i], measure(task_, to, filtered[i], false), measure(task_, to, raw[i], false)});
-  return scores;
-}
-
-void Job::choose_tfidf() {
-  fprintf(stderr, "TF-IDF: four baselines over %zu training queries and %zu labels\n",
-          task_.training.queries.size() + task_.validation.queries.size(), task_.labels.size());
-  std::vector<int32_t> all = task_.training.queries;
-  all.insert(all.end(), task_.validation.queries.begin(), task_.validation.queries.end());
-  std::sort(all.begin(), all.end());
-  tfidf_ = baselines(task_.side(task_.data.train, all), task_.test);
-  if (!task_.validation.queries.empty()) {
-    const auto on_validation = baselines(task_.training, task_.validation);
-    for (size_t i = 1; i < on_validation.size(); ++i)
-      if (objective(on_validation[i].filtered) > objective(on_validation[tfidf_best_].filtered))
-        tfidf_best_ = i;
+  void prepare(const std::string& config) {
+    phases_.begin();
+    task_.draw_pairs(engine_.threads);
+    fprintf(stderr, "%s", describe(task_.report).c_str());
+    fprintf(stderr, "job %s: %zu labels, %zu test, %zu validation queries, %zu pairs, %ld steps\n",
+            settings_.job.c_str(), task_.labels.size(), task_.test.queries.size(),
+            task_.validation.queries.size(), task_.pairs.size(), task_.steps());
+    phases_.end("sample");
+    make_folders(folder_);  // bad input has failed by now, and leaves no folder
+    if (!exists(folder_ + "/config.json")) write_file(folder_ + "/config.json", config);
   }
-  phases_.end("tfidf");
-}
 
-Scores Job::score(const std::string& name, const Side& side, const std::vector<float>& queries,
-                  const std::vector<float>& labels) {
-  const int64_t d = engine_.width();
-  const Ranked lists =
-      exact_top_k({queries.data(), std::ssize(queries) / d, d}, {labels.data(), std::ssize(labels) / d, d},
-                  depth + side.most_dropped(), engine_.threads);
-  return {name, measure(task_, side, lists, true), measure(task_, side, lists, false)};
-}
+  // Tokens that the job will run through the model, forward and backward, after the text pass, about.
+  double work(double tokens_a_text) const {
+    const double rows = settings_.placement == "suffix" ? settings_.prompt_rows : tokens_a_text;
+    const double ranked = task_.labels.size() + task_.test.queries.size();
+    const double checked = std::min(validation_limit, task_.labels.size()) + task_.validation.queries.size();
+    const double steps = task_.steps();
+    return rows *
+           (steps * 4 * settings_.batch + 2 * ranked + checked * (2 + steps / settings_.validate_every));
+  }
 
-// No prompt with the last token, no prompt with the mean, centred over the labels (what is known before any
-// query comes), the start prompt; and which is the best on validation.
-void Job::choose_untrained(Trainer& trainer, const TextCache& cache) {
-  const int64_t d = engine_.width();
-  const auto rows = [&](const std::vector<float>& state, const std::vector<int32_t>& texts) {
-    std::vector<float> out;
-    for (const int32_t t : texts) out.insert(out.end(), state.begin() + t * d, state.begin() + (t + 1) * d);
-    return out;
-  };
-  const std::vector<float> centre = mean_of_rows(rows(cache.mean, task_.label_texts), d);
-  const char* const names[] = {"no prompt, last token", "no prompt, centred mean", "start prompt"};
-  for (size_t i = 0; i < 3; ++i) {
-    const auto embedded = [&](const std::vector<int32_t>& texts) {
-      if (interrupted()) throw Stopped{};
-      if (i == 2) return trainer.embed(trainer.state.start, texts, names[i]);
-      std::vector<float> e = rows(i == 0 ? cache.last : cache.mean, texts);
-      engine_.normalize(e, i == 0 ? View{} : engine_.view(centre));
-      return e;
+  // The four TF-IDF rankings of a side, fitted on these training queries.
+  std::vector<Scores> baselines(const Side& training, const Side& to) {
+    const auto text_of = [](const Texts& texts, const std::vector<int32_t>& rows) -> TextOf {
+      return [&](int64_t i) { return join_text(texts.title(rows[i]), texts.content(rows[i])); };
     };
-    const std::vector<float> labels = embedded(task_.label_texts);
-    untrained_.push_back(score(names[i], task_.test, embedded(task_.test.texts), labels));
-    if (task_.validation.queries.empty()) continue;
-    const auto check = score(names[i], task_.validation, embedded(task_.validation.texts), labels);
-    untrained_objective_.push_back(objective(check.filtered));
-    if (untrained_objective_[i] > untrained_objective_[untrained_best_]) untrained_best_ = i;
+    Tfidf tfidf(text_of(task_.data.train.texts, training.queries), training.labels(),
+                text_of(task_.data.labels, task_.labels), std::ssize(task_.labels));
+    const auto rank = [&](SparseRows dropped) {
+      return tfidf.rank(text_of(to.split->texts, to.queries), std::ssize(to.queries), dropped, depth,
+                        engine_.threads);
+    };
+    const auto filtered = rank(to.dropped()), raw = rank({});
+    std::vector<Scores> scores;
+    for (size_t i = 0; i < raw.size(); ++i)
+      scores.push_back(
+          {Tfidf::names[i], measure(task_, to, filtered[i], false), measure(task_, to, raw[i], false)});
+    return scores;
   }
-  phases_.end("untrained");
-}
 
-void Job::build_index(const std::vector<float>& labels, const std::vector<float>& queries) {
-  const int64_t d = engine_.width();
-  const Vectors l{labels.data(), std::ssize(labels) / d, d};
-  const Vectors q{queries.data(), std::min<int64_t>(std::ssize(queries) / d, 1000), d};
-  Progress progress("index", l.count, "labels");
-  const Hnsw index(l, &progress);
-  index.save(folder_ + "/index.hnsw");
-  const Ranked exact = exact_top_k(q, l, depth, engine_.threads);
-  const double start = now_seconds();
-  const Ranked found = index.search(q, depth, engine_.threads);
-  hnsw_rate_ = q.count / (now_seconds() - start);
-  hnsw_recall_ = list_recall(found, exact);
-}
-
-void Job::evaluate_trained(Trainer& trainer) {
-  const TrainState& state = trainer.state;
-  if (interrupted()) throw Stopped{};
-  const auto queries = trainer.embed(state.best, task_.test.texts, "trained prompt, queries");
-  if (interrupted()) throw Stopped{};
-  const auto labels = trainer.embed(state.best, task_.label_texts, "trained prompt, labels");
-  trained_ = score("trained prompt", task_.test, queries, labels);
-  for (const auto& [name, values] : {std::pair("P@1", &Metrics::p1), std::pair("R@10", &Metrics::r10)})
-    gain_.emplace_back(name, paired_bootstrap(untrained_[untrained_best_].filtered.*values,
-                                              trained_.filtered.*values, settings_.seed, engine_.threads));
-  phases_.end("evaluation");
-  TensorFile f{{{"prompt", engine_.view(state.best)}, {"mean", engine_.view(state.mean)}},
-               identity(engine_, task_),
-               {}};
-  f.metadata["placement"] = settings_.placement, f.metadata["pooling"] = settings_.pooling;
-  if (settings_.placement == "prefix") f.metadata["bos"] = "the prompt stands before it";
-  write_tensors(folder_ + "/prompt.safetensors", f);
-  write_tensors(folder_ + "/labels.safetensors", {{{"labels", engine_.view(labels)}}, {}, {}});
-  build_index(labels, queries);
-  phases_.end("index");
-}
-
-std::string Job::result(const TrainState& state) const {
-  JsonWriter j;
-  const auto method = [&](const std::string& name, const Metrics& m) { write_json(j.key(name), m); };
-  const std::pair<const char*, const Scores*> methods[] = {
-      {"tfidf", &tfidf_[tfidf_best_]}, {"untrained", &untrained_[untrained_best_]}, {"trained", &trained_}};
-  j.object();
-  for (const auto& [name, s] : methods) method(name, s->filtered);
-  for (const auto& [name, all] : {std::pair("tfidf_all", &tfidf_), std::pair("untrained_all", &untrained_)}) {
-    j.key(name).object();
-    for (const Scores& s : *all) method(s.name, s.filtered);
-    j.end();
+  void choose_tfidf() {
+    fprintf(stderr, "TF-IDF: four baselines over %zu training queries and %zu labels\n",
+            task_.training.queries.size() + task_.validation.queries.size(), task_.labels.size());
+    std::vector<int32_t> all = task_.training.queries;
+    all.insert(all.end(), task_.validation.queries.begin(), task_.validation.queries.end());
+    std::sort(all.begin(), all.end());
+    tfidf_ = baselines(task_.side(task_.data.train, all), task_.test);
+    if (!task_.validation.queries.empty()) {
+      const auto on_validation = baselines(task_.training, task_.validation);
+      for (size_t i = 0; i < tfidf_.size(); ++i) tfidf_[i].validation = objective(on_validation[i].filtered);
+    }
+    phases_.end("tfidf");
   }
-  j.key("raw").object();
-  for (const auto& [name, s] : methods) method(name, s->raw);
-  j.end().key("gain").object();
-  for (const auto& [name, i] : gain_)
-    j.key(name).object().field("mean", i.mean).field("low", i.low).field("high", i.high).end();
-  j.end().key("protocol").object();
-  j.field("dataset", task_.data.name).field("dataset_sha256", task_.data.sha256);
-  j.field("model", engine_.model->name).field("model_sha256", engine_.model->sha256);
-  j.field("labels", task_.labels.size()).field("test_queries", task_.test.queries.size());
-  j.field("validation_queries", task_.validation.queries.size());
-  j.field("own_label", "dropped before ranking, with the pairs of a filter file; kept under raw")
-      .field("metrics_from", "exact scan");
-  j.field("tfidf", tfidf_[tfidf_best_].name).field("untrained", untrained_[untrained_best_].name);
-  j.key("untrained_validation_R@10").object();
-  for (size_t i = 0; i < untrained_objective_.size(); ++i)
-    j.field(untrained_[i].name, untrained_objective_[i]);
-  j.end().field("trained_steps", state.best_step).field("trained_validation_R@10", state.best_score);
-  j.field("kernels", engine_.ops.path).field("precision", settings_.precision);
-  write_report(j.key("sample"), task_.report);
-  j.end().field("hnsw_recall", hnsw_recall_).field("hnsw_ef", Hnsw::ef);
-  j.key("seconds").object();
-  for (const auto& p : phases_.list) j.field(p.name, p.seconds);
-  j.field("hnsw_queries_per_second", hnsw_rate_).end().key("tflop").object();
-  for (const auto& p : phases_.list) j.field(p.name, p.tflop);
-  return j.end().end().text() + "\n";
-}
 
-// The results for people.
-std::string Job::summary() const {
-  const std::pair<std::string, Metrics> rows[] = {{"TF-IDF", tfidf_[tfidf_best_].filtered},
-                                                  {"untrained", untrained_[untrained_best_].filtered},
-                                                  {"trained", trained_.filtered}};
-  std::string out = metrics_table(rows) + "\n";
-  for (const auto& [name, i] : gain_)
-    out += format("gain of training in %s: %+.1f, 95%% interval %+.1f to %+.1f\n", name.c_str(), i.mean,
-                  i.low, i.high);
-  return out + format("HNSW recall %.1f%% at ef %ld, %.0f queries/s; %.1f TFLOP in %.0f s\n", hnsw_recall_,
-                      Hnsw::ef, hnsw_rate_, phases_.list.back().tflop, phases_.list.back().seconds);
-}
+  Scores score(const std::string& name, const Side& side, const std::vector<float>& queries,
+               const std::vector<float>& labels) {
+    const int64_t d = engine_.width();
+    const Ranked lists =
+        exact_top_k({queries.data(), std::ssize(queries) / d, d}, {labels.data(), std::ssize(labels) / d, d},
+                    depth + side.most_dropped, engine_.threads);
+    return {name, measure(task_, side, lists, true), measure(task_, side, lists, false)};
+  }
 
-// cache: of all texts; shared: what it took, and what else all jobs took together.
-void Job::run(const TextCache& cache, const Phases& shared) {
-  phases_.list.insert(phases_.list.end(), shared.list.begin(), shared.list.end());
-  phases_.begin();
-  if (interrupted()) throw Stopped{};
-  choose_tfidf();
-  Trainer trainer(engine_, task_, cache.texts, folder_);
-  if (!trainer.resume()) trainer.start();
-  trainer.run();
-  phases_.end("training", trainer.state.seconds, trainer.state.flops);  // of all processes that had a part
-  choose_untrained(trainer, cache);
-  evaluate_trained(trainer);
-  Phases::Phase total{"total", 0, 0};
-  for (const auto& p : phases_.list) total.seconds += p.seconds, total.tflop += p.tflop;
-  phases_.list.push_back(total);
-  write_file(folder_ + "/summary.txt", summary());
-  write_file(folder_ + "/result.json", result(trainer.state));
-}
+  // No prompt with the last token, no prompt with the mean, centred over the labels (what is known before any
+  // query comes), the start prompt; and which is the best on validation.
+  void choose_untrained(Trainer& trainer, const TextCache& cache) {
+    const int64_t d = engine_.width();
+    const auto rows = [&](const std::vector<float>& state, const std::vector<int32_t>& texts) {
+      std::vector<float> out;
+      for (const int32_t t : texts) out.insert(out.end(), state.begin() + t * d, state.begin() + (t + 1) * d);
+      return out;
+    };
+    const std::vector<float> centre = engine_.mean_of(rows(cache.mean, task_.label_texts));
+    const char* const names[] = {"no prompt, last token", "no prompt, centred mean", "start prompt"};
+    for (size_t i = 0; i < 3; ++i) {
+      const auto embedded = [&](const std::vector<int32_t>& texts) {
+        if (interrupted()) throw Stopped{};
+        if (i == 2) return trainer.embed(trainer.state.start, texts, names[i]);
+        std::vector<float> e = rows(i == 0 ? cache.last : cache.mean, texts);
+        engine_.normalize(e, i == 0 ? View{} : engine_.view(centre));
+        return e;
+      };
+      const std::vector<float> labels = embedded(task_.label_texts);
+      untrained_.push_back(score(names[i], task_.test, embedded(task_.test.texts), labels));
+      if (task_.validation.queries.empty()) continue;
+      const auto check = score(names[i], task_.validation, embedded(task_.validation.texts), labels);
+      untrained_[i].validation = objective(check.filtered);
+    }
+    phases_.end("untrained");
+  }
+
+  void build_index(const std::vector<float>& labels, const std::vector<float>& queries) {
+    const int64_t d = engine_.width();
+    const Vectors l{labels.data(), std::ssize(labels) / d, d};
+    const Vectors q{queries.data(), std::min<int64_t>(std::ssize(queries) / d, 1000), d};
+    Progress progress("index", l.count, "labels");
+    const Hnsw index(l, &progress);
+    index.save(folder_ + "/index.hnsw");
+    const Ranked exact = exact_top_k(q, l, depth, engine_.threads);
+    const double start = now_seconds();
+    const Ranked found = index.search(q, depth, engine_.threads);
+    hnsw_rate_ = q.count / (now_seconds() - start);
+    hnsw_recall_ = list_recall(found, exact);
+  }
+
+  void evaluate_trained(Trainer& trainer) {
+    const TrainState& state = trainer.state;
+    if (interrupted()) throw Stopped{};
+    const auto queries = trainer.embed(state.best, task_.test.texts, "trained prompt, queries");
+    if (interrupted()) throw Stopped{};
+    const auto labels = trainer.embed(state.best, task_.label_texts, "trained prompt, labels");
+    trained_ = score("trained prompt", task_.test, queries, labels);
+    for (const auto& [name, values] : {std::pair("P@1", &Metrics::p1), std::pair("R@10", &Metrics::r10)})
+      gain_.emplace_back(name, paired_bootstrap(best(untrained_).filtered.*values, trained_.filtered.*values,
+                                                settings_.seed, engine_.threads));
+    phases_.end("evaluation");
+    TensorFile f{{{"prompt", engine_.view(state.best)}, {"mean", engine_.view(state.mean)}},
+                 identity(engine_, task_),
+                 {}};
+    f.metadata["placement"] = settings_.placement, f.metadata["pooling"] = settings_.pooling;
+    if (settings_.placement == "prefix") f.metadata["bos"] = "the prompt stands before it";
+    write_tensors(folder_ + "/prompt.safetensors", f);
+    write_tensors(folder_ + "/labels.safetensors", {{{"labels", engine_.view(labels)}}, {}, {}});
+    build_index(labels, queries);
+    phases_.end("index");
+  }
+
+  std::string result(const TrainState& state) const {
+    JsonWriter j;
+    const std::pair<const char*, const Scores*> methods[] = {
+        {"tfidf", &best(tfidf_)}, {"untrained", &best(untrained_)}, {"trained", &trained_}};
+    j.object();
+    for (const auto& [name, s] : methods) write_json(j.key(name), s->filtered);
+    for (const auto& [name, all] :
+         {std::pair("tfidf_all", &tfidf_), std::pair("untrained_all", &untrained_)}) {
+      j.key(name).object();
+      for (const Scores& s : *all) write_json(j.key(s.name), s.filtered);
+      j.end();
+    }
+    j.key("raw").object();
+    for (const auto& [name, s] : methods) write_json(j.key(name), s->raw);
+    j.end().key("gain").object();
+    for (const auto& [name, i] : gain_)
+      j.key(name).object().field("mean", i.mean).field("low", i.low).field("high", i.high).end();
+    j.end().key("protocol").object();
+    j.field("dataset", task_.data.name).field("dataset_sha256", task_.data.sha256);
+    j.field("model", engine_.model->name).field("model_sha256", engine_.model->sha256);
+    j.field("labels", task_.labels.size()).field("test_queries", task_.test.queries.size());
+    j.field("validation_queries", task_.validation.queries.size());
+    j.field("own_label", "dropped before ranking, with the pairs of a filter file; kept under raw")
+        .field("metrics_from", "exact scan");
+    j.field("tfidf", best(tfidf_).name).field("untrained", best(untrained_).name);
+    j.key("untrained_validation_R@10").object();
+    for (const Scores& s : untrained_)
+      if (s.validation >= 0) j.field(s.name, s.validation);
+    j.end().field("trained_steps", state.best_step).field("trained_validation_R@10", state.best_score);
+    j.field("kernels", engine_.ops.path).field("precision", settings_.precision);
+    write_report(j.key("sample"), task_.report);
+    j.end().field("hnsw_recall", hnsw_recall_).field("hnsw_ef", Hnsw::ef);
+    j.key("seconds").object();
+    for (const auto& p : phases_.list) j.field(p.name, p.seconds);
+    j.field("hnsw_queries_per_second", hnsw_rate_).end().key("tflop").object();
+    for (const auto& p : phases_.list) j.field(p.name, p.tflop);
+    return j.end().end().text() + "\n";
+  }
+
+  // The results for people.
+  std::string summary() const {
+    const std::pair<std::string, Metrics> rows[] = {{"TF-IDF", best(tfidf_).filtered},
+                                                    {"untrained", best(untrained_).filtered},
+                                                    {"trained", trained_.filtered}};
+    std::string out = metrics_table(rows) + "\n";
+    for (const auto& [name, i] : gain_)
+      out += format("gain of training in %s: %+.1f, 95%% interval %+.1f to %+.1f\n", name.c_str(), i.mean,
+                    i.low, i.high);
+    return out + format("HNSW recall %.1f%% at ef %ld, %.0f queries/s; %.1f TFLOP in %.0f s\n", hnsw_recall_,
+                        Hnsw::ef, hnsw_rate_, phases_.list.back().tflop, phases_.list.back().seconds);
+  }
+
+  // cache: of all texts; shared: what it took, and what else all jobs took together.
+  void run(const TextCache& cache, const Phases& shared) {
+    phases_.list.insert(phases_.list.end(), shared.list.begin(), shared.list.end());
+    phases_.begin();
+    if (interrupted()) throw Stopped{};
+    choose_tfidf();
+    Trainer trainer(engine_, task_, cache.texts, folder_);
+    if (!trainer.resume()) trainer.start();
+    trainer.run();
+    phases_.end("training", trainer.state.seconds, trainer.state.flops);  // of all processes that had a part
+    choose_untrained(trainer, cache);
+    evaluate_trained(trainer);
+    Phase total{"total", 0, 0};
+    for (const auto& p : phases_.list) total.seconds += p.seconds, total.tflop += p.tflop;
+    phases_.list.push_back(total);
+    write_file(folder_ + "/summary.txt", summary());
+    write_file(folder_ + "/result.json", result(trainer.state));
+  }
+};
 
 // FLOP/s of one pass over some texts, after one to warm up.
 double measured_speed(Engine& engine, const Corpus& corpus) {
@@ -316,6 +296,7 @@ Dataset open_job_data(const Settings& settings) {
 }
 
 bool run_jobs(const std::vector<RunFolder>& runs) try {
+  if (runs[0].settings.model.empty()) default_model_path();  // fetched while Ctrl-C still ends pip
   hold_interrupts();
   std::deque<Task> tasks;  // bad data fails before the model is loaded
   for (const RunFolder& run : runs) tasks.emplace_back(run.settings, open_job_data(run.settings));
@@ -325,7 +306,7 @@ bool run_jobs(const std::vector<RunFolder>& runs) try {
   for (size_t i = 0; i < runs.size(); ++i) jobs.emplace_back(runs[i].path, tasks[i], engine);
   for (size_t i = 0; i < runs.size(); ++i) jobs[i].prepare(runs[i].config);
 
-  Phases shared(engine);
+  Phases shared{engine};
   shared.begin();
   Corpus corpus;
   for (Task& task : tasks) task.collect_pairs(*engine.tokenizer, corpus);

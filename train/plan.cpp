@@ -14,10 +14,11 @@ Plan plan_step(const Model& model, const Ops& ops, int threads, const StepShape&
     View gradient = new_acc(c, s.prompt_rows, model.width, "prompt/gradient");
     View loss = new_acc(c, 1, 1, "loss/loss");
     const BatchArrays a(*c.arena, s.pairs, s.symmetric);
-    std::byte text{};  // stands for keys and values, which only ops read
+    const std::vector<int32_t> tokens(s.length);  // which the graph reads, and not the ops
+    std::byte text{};                             // stands for keys and values, which only ops read
     const bool cached = s.placement == Placement::suffix && s.cached;
     for (int64_t t = 0; t < 2 * s.pairs; ++t)
-      a.texts[t] = {rehearsal.tokens(s.length),
+      a.texts[t] = {tokens.data(),
                     static_cast<int32_t>(s.length),
                     {cached ? &text : nullptr, 0, cached ? s.length : 0}};
     const Encoder encoder{model, c, s.placement, s.pooling, prompt, s.rows};
@@ -27,15 +28,9 @@ Plan plan_step(const Model& model, const Ops& ops, int threads, const StepShape&
 }
 
 StepShape step_shape(const Settings& s, bool cached) {
-  return {
-      s.placement == "prefix" ? Placement::prefix : Placement::suffix,
-      s.pooling == "mean" ? Pooling::mean : Pooling::last,
-      s.prompt_rows,
-      s.batch,
-      s.length,
-      (s.rows + s.length - 1) / s.length * s.length,  // texts of full length must fill a pass as others may
-      s.symmetric,
-      cached};
+  // Texts of full length must fill a pass as others may.
+  const int64_t rows = (s.rows + s.length - 1) / s.length * s.length;
+  return {s.where(), s.pooled(), s.prompt_rows, s.batch, s.length, rows, s.symmetric, cached};
 }
 
 std::string describe(const Policy& p, int64_t texts, int64_t layers) {

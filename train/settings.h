@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <string>
 
+#include "model/encode.h"
+
 namespace quest {
 
 // Of the default job, with labels and queries of the default dataset.
@@ -39,8 +41,8 @@ struct Settings {
   double rate = 2e-2, warmup = 0.1, temperature = 0.05, clip = 1, decay = 0;
   bool symmetric = false;
   bool constant = false;  // the rate, without warm-up and cosine
-  bool unmasked =
-      false;  // other positives of a query stay in its denominator, and so does a label drawn twice
+  // Other positives of a query stay in its denominator, and so does a label drawn twice.
+  bool unmasked = false;
   int64_t validate_every = 40, patience = 3;
   std::string sampler = "minhash";
   int64_t first = 4;  // labels of a query that sampler first-m knows
@@ -52,6 +54,10 @@ struct Settings {
   // How a step is divided (step.h): texts of a pass, layers from one kept input to the next. 0: as memory
   // allows.
   int64_t micro = 0, spacing = 0;
+
+  Placement where() const { return placement == "prefix" ? Placement::prefix : Placement::suffix; }
+  Pooling pooled() const { return pooling == "mean" ? Pooling::mean : Pooling::last; }
+  Type activation() const { return precision == "f32" ? Type::f32 : Type::bf16; }
 };
 
 // default: what measured best on validation queries. paper: QUEST as published. authors: their released code
@@ -64,8 +70,8 @@ inline Settings preset_settings(const std::string& name) {
   s.ratio = 0.25, s.sampler = "paper", s.rate = 1e-3, s.clip = 0, s.constant = s.unmasked = true;
   s.query_text = "The title of the product is {title}. Its content is about {content}";
   s.label_text = "{title}";
-  s.batch = 18, s.epochs = 2, s.temperature = 0.05,
-  s.init = "";  // the paper is silent: from the authors' code
+  // The paper is silent: from the authors' code.
+  s.batch = 18, s.epochs = 2, s.temperature = 0.05, s.init = "";
   if (name == "paper") return s;
   // Their rate also halves in the second epoch; it stays here.
   s.prompt_rows = 20, s.decay = 0.01, s.ratio = 1, s.sampler = "first-m", s.first = 4;

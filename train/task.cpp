@@ -25,8 +25,7 @@ Task::Task(const Settings& s, Dataset d) : settings(s), data(std::move(d)) {
   const auto keep = [&](const Split& split, auto&& wanted) {  // queries with a label, of those wanted
     std::vector<int32_t> queries;
     for (int32_t q = 0; q < split.texts.size(); ++q) {
-      const auto row = split.labels.row(q);
-      const bool label = std::any_of(row.begin(), row.end(), [&](int32_t l) { return number[l] >= 0; });
+      const bool label = std::ranges::any_of(split.labels.row(q), [&](int32_t l) { return number[l] >= 0; });
       if (label && wanted(split.texts.uid(q))) queries.push_back(q);
     }
     return queries;
@@ -35,8 +34,7 @@ Task::Task(const Settings& s, Dataset d) : settings(s), data(std::move(d)) {
   training = side(data.train, keep(data.train, [&](auto uid) { return !held_out(uid, s.validation); }));
   auto queries = keep(data.test, [](auto) { return true; });
   if (s.test_queries > 0 && std::ssize(queries) > s.test_queries) {
-    const auto rank = [&](int32_t q) { return std::pair(uid_hash(data.test.texts.uid(q)), q); };
-    std::sort(queries.begin(), queries.end(), [&](int32_t a, int32_t b) { return rank(a) < rank(b); });
+    std::ranges::sort(queries, {}, [&](int32_t q) { return std::pair(uid_hash(data.test.texts.uid(q)), q); });
     queries.resize(s.test_queries);
   }
   test = side(data.test, queries);
@@ -64,17 +62,11 @@ Side Task::side(const Split& split, std::vector<int32_t> queries) const {
     if (split.own(q) >= 0) dropped.insert(number[split.own(q)]);
     for (const int32_t l : split.filtered(q)) dropped.insert(number[l]);
     dropped.erase(-1);
+    s.most_dropped = std::max<int64_t>(s.most_dropped, dropped.size());
     s.dropped_labels.insert(s.dropped_labels.end(), dropped.begin(), dropped.end());
     s.dropped_offsets.push_back(std::ssize(s.dropped_labels));
   }
   return s;
-}
-
-int64_t Side::most_dropped() const {
-  int64_t most = 0;
-  for (size_t i = 1; i < dropped_offsets.size(); ++i)
-    most = std::max(most, dropped_offsets[i] - dropped_offsets[i - 1]);
-  return most;
 }
 
 void Task::draw_pairs(Threads& threads) {

@@ -2,7 +2,6 @@
 // where all their texts stand in a corpus. Labels have the job's own numbers, 0 .. labels - 1, ascending in
 // the dataset's.
 #pragma once
-#include <string>
 #include <vector>
 
 #include "index/exact.h"
@@ -17,13 +16,14 @@ struct Side {
   std::vector<int32_t> queries;     // rows of the split
   std::vector<int64_t> offsets{0};  // CSR of the true labels
   std::vector<int32_t> truth;
-  std::vector<int64_t> dropped_offsets{
-      0};                               // CSR of what is dropped before ranking: the label that is the query
-  std::vector<int32_t> dropped_labels;  // itself, and what the dataset's filter names
-  std::vector<int32_t> texts;           // [queries] in the corpus, once they are collected
+  // CSR of what is dropped before ranking: the label that is the query itself, and what the dataset's filter
+  // names.
+  std::vector<int64_t> dropped_offsets{0};
+  std::vector<int32_t> dropped_labels;
+  std::vector<int32_t> texts;  // [queries] in the corpus, once they are collected
   SparseRows labels() const { return {offsets, truth}; }
   SparseRows dropped() const { return {dropped_offsets, dropped_labels}; }
-  int64_t most_dropped() const;  // labels of one query
+  int64_t most_dropped = 0;  // labels of one query
 };
 
 struct Task {

@@ -1,12 +1,7 @@
 #include "train/trainer.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
-#include <cstring>
-#include <memory>
 #include <numbers>
 #include <numeric>
 
@@ -23,37 +18,15 @@ namespace {
 
 constexpr uint64_t epoch_stream = 101, label_stream = 3;  // random.h
 
-// metrics.jsonl: one line a step, written at once, so that it tells how far a killed run came.
-class MetricsFile {
- public:
-  // Cuts the file back to the lines of the first `steps` steps.
-  MetricsFile(const std::string& path, int64_t steps) : path_(path) {
-    const std::string text = exists(path) ? read_file(path) : "";
-    size_t end = 0;
-    long step = 0;
-    for (size_t next; (next = text.find('\n', end)) != text.npos; end = next + 1)
-      if (sscanf(text.c_str() + end, "{\"step\": %ld,", &step) != 1 || step > steps) break;
-    write_file(path, std::string_view(text).substr(0, end));
-    file_.reset(fopen(path.c_str(), "ae"));
-    check(file_ != nullptr);
-  }
-  void add(const std::string& line) {
-    check(fprintf(file_.get(), "%s\n", line.c_str()) > 0 && !fflush(file_.get()));
-  }
-  void sync() { check(!fsync(fileno(file_.get()))); }
-
- private:
-  void check(bool good) const {
-    if (!good)
-      fail(Exit::machine, "%s: cannot be written: %s; free space, then --resume", path_.c_str(),
-           strerror(errno));
-  }
-  struct Close {
-    void operator()(FILE* f) const { fclose(f); }
-  };
-  std::string path_;
-  std::unique_ptr<FILE, Close> file_;
-};
+// Cuts metrics.jsonl, which has one line a step, back to the lines of the first `steps` steps.
+void cut_metrics(const std::string& path, int64_t steps) {
+  const std::string text = exists(path) ? read_file(path) : "";
+  size_t end = 0;
+  long step = 0;
+  for (size_t next; (next = text.find('\n', end)) != text.npos; end = next + 1)
+    if (sscanf(text.c_str() + end, "{\"step\": %ld,", &step) != 1 || step > steps) break;
+  write_file(path, std::string_view(text).substr(0, end));
+}
 
 View number_view(float& x) { return {&x, Type::f32, 1, 1, 1}; }
 
@@ -115,17 +88,6 @@ void require_identity(const TensorFile& file, const Engine& engine, const Task& 
                       .c_str());
 }
 
-std::vector<float> mean_of_rows(const std::vector<float>& rows, int64_t cols) {
-  const int64_t n = std::ssize(rows) / cols;
-  std::vector<float> mean(cols);
-  for (int64_t j = 0; j < cols; ++j) {
-    double sum = 0;
-    for (int64_t i = 0; i < n; ++i) sum += rows[i * cols + j];
-    mean[j] = static_cast<float>(sum / n);
-  }
-  return mean;
-}
-
 Metrics measure(const Task& task, const Side& side, const Ranked& lists, bool drop) {
   const Ranked ranked = drop_labels(lists, drop ? side.dropped() : SparseRows(), depth);
   return evaluate(ranked, side.labels(), task.counts, task.data.train.texts.size());
@@ -138,11 +100,11 @@ Trainer::Trainer(Engine& engine, const Task& task, const std::vector<Text>& cach
   // Labels to rank the validation queries against: their own ones, then those of smallest hash.
   std::vector<bool> wanted(task.labels.size());
   for (const int32_t l : task.validation.truth) wanted[l] = true;
-  const auto rank = [&](int32_t l) { return std::pair(!wanted[l], random_bits(0, label_stream, l)); };
   auto& labels = validation_labels_;
   labels.resize(wanted.size());
   std::iota(labels.begin(), labels.end(), 0);
-  std::sort(labels.begin(), labels.end(), [&](int32_t a, int32_t b) { return rank(a) < rank(b); });
+  std::ranges::sort(labels, {},
+                    [&](int32_t l) { return std::pair(!wanted[l], random_bits(0, label_stream, l)); });
   const size_t positives = std::count(wanted.begin(), wanted.end(), true);
   labels.resize(std::min(labels.size(), std::max(validation_limit, positives)));
   std::sort(labels.begin(), labels.end());
@@ -175,8 +137,7 @@ void Trainer::start() {
   const double work = engine_.flops, begin = now_seconds();
   state = {};
   state.start = state.prompt = state.best = start_prompt();
-  state.m.resize(state.prompt.size());
-  state.v.resize(state.prompt.size());
+  state.m = state.v = std::vector<float>(state.prompt.size());
   if (settings_.centre) {
     std::vector<Text> sample;
     for (const int32_t t : task_.validation.texts) sample.push_back(cached_[t]);
@@ -184,7 +145,7 @@ void Trainer::start() {
     std::vector<float> e(sample.size() * engine_.width());
     embed_texts(engine_.encoder(settings_, engine_.view(state.prompt)), sample.data(), std::ssize(sample),
                 engine_.view(e));
-    state.mean = mean_of_rows(e, engine_.width());
+    state.mean = engine_.mean_of(e);
   }
   state.start_score = state.best_score = validate();
   state.flops = engine_.flops - work, state.seconds = now_seconds() - begin;
@@ -198,7 +159,7 @@ double Trainer::validate() {
              l = embed(state.prompt, texts, "validation labels");
   const int64_t d = engine_.width();
   Ranked lists = exact_top_k({q.data(), std::ssize(q) / d, d}, {l.data(), std::ssize(l) / d, d},
-                             depth + task_.validation.most_dropped(), engine_.threads);
+                             depth + task_.validation.most_dropped, engine_.threads);
   for (int32_t& id : lists.ids)
     if (id >= 0) id = validation_labels_[id];
   return objective(measure(task_, task_.validation, lists, true));
@@ -210,9 +171,8 @@ bool Trainer::positive(int32_t pair, int32_t text) const {
     const int32_t n = label < 0 ? -1 : task_.number[label];
     return n >= 0 && task_.label_texts[n] == text;
   };
-  const auto row = task_.data.train.labels.row(query);
   return text == task_.pair_texts[pair] || is(task_.data.train.own(query)) ||
-         std::any_of(row.begin(), row.end(), is);
+         std::ranges::any_of(task_.data.train.labels.row(query), is);
 }
 
 // The cheapest policy that memory allows beside what the arena holds already.
@@ -242,10 +202,9 @@ double Trainer::step(std::vector<float>& gradient) {
   if (epoch != order_epoch_) {  // a new order of the sample in every epoch
     order_.resize(n);
     std::iota(order_.begin(), order_.end(), 0);
-    const auto key = [&](int32_t i) {
+    std::ranges::sort(order_, {}, [&](int32_t i) {
       return random_bits(settings_.seed, epoch_stream + epoch, task_.pairs[i].id());
-    };
-    std::sort(order_.begin(), order_.end(), [&](int32_t a, int32_t b) { return key(a) < key(b); });
+    });
     order_epoch_ = epoch;
   }
   const int32_t* chosen = order_.data() + state.step % per_epoch * B;
@@ -280,12 +239,6 @@ double Trainer::step(std::vector<float>& gradient) {
   return loss;
 }
 
-void Trainer::checkpoint() {
-  TensorFile f = state.file(engine_.width());
-  f.metadata.merge(identity(engine_, task_));
-  write_tensors(folder_ + checkpoint_name, f);
-}
-
 bool Trainer::resume() {
   const std::string path = folder_ + checkpoint_name;
   if (!exists(path)) return false;
@@ -300,7 +253,9 @@ bool Trainer::resume() {
 
 void Trainer::run() {
   const int64_t steps = task_.steps();
-  MetricsFile metrics(folder_ + "/metrics.jsonl", state.step);
+  const std::string metrics_path = folder_ + "/metrics.jsonl";
+  cut_metrics(metrics_path, state.step);
+  std::ofstream metrics(metrics_path, std::ios::app);
   const double warm = std::max(1.0, std::floor(settings_.warmup * steps));
   std::vector<float> gradient(state.prompt.size());
   policy_ = policy();
@@ -335,12 +290,16 @@ void Trainer::run() {
       }
     }
     state.flops += engine_.flops - work, state.seconds += now_seconds() - begin;
-    metrics.add(line.end().text());
+    // At once, so that it tells how far a killed run came.
+    if (!(metrics << line.end().text() << std::endl))
+      fail(Exit::machine, "%s: cannot be written: %m; free space, then --resume", metrics_path.c_str());
     progress.add(1, format("loss %.3f, best R@10 %.1f at step %ld", loss, state.best_score, state.best_step));
     const bool stop = interrupted();
     if (validated || stop || now_seconds() - saved > 10) {
-      metrics.sync();
-      checkpoint();
+      sync(metrics_path);
+      TensorFile file = state.file(engine_.width());
+      file.metadata.merge(identity(engine_, task_));
+      write_tensors(folder_ + checkpoint_name, file);
       saved = now_seconds();
     }
     if (stop) throw Stopped{};

@@ -61,8 +61,7 @@ class Trainer {
 
  private:
   Policy policy() const;
-  double step(std::vector<float>& gradient);  // returns the loss
-  void checkpoint();
+  double step(std::vector<float>& gradient);        // returns the loss
   bool positive(int32_t pair, int32_t text) const;  // hidden from the pair's denominator, unless its target
 
   Engine& engine_;
@@ -75,8 +74,5 @@ class Trainer {
   int64_t order_epoch_ = -1;
   std::vector<int32_t> validation_labels_;  // ranked against during training
 };
-
-// [cols] means of rows [n,cols], summed in double.
-std::vector<float> mean_of_rows(const std::vector<float>& rows, int64_t cols);
 
 }  // namespace quest

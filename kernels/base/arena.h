@@ -26,9 +26,6 @@ struct Witness {
   size_t gap = 0;  // bytes to leave free behind each
   virtual void allocated(const What&, std::byte* base, size_t offset, size_t bytes) = 0;
   virtual void released(size_t mark) = 0;  // all from this offset on
-
- protected:
-  ~Witness() = default;
 };
 
 class Arena {
@@ -84,9 +81,8 @@ class Arena {
     if (witness_) witness_->released(mark);
     used_ = mark;
   }
-  void poison() {
-    memset(base_ + used_, 0xff, peak_ - used_);
-  }  // NaN in what was used and is free (for tests)
+  // NaN in what was used and is free (for tests).
+  void poison() { memset(base_ + used_, 0xff, peak_ - used_); }
 
  private:
   std::byte* base_;

@@ -30,7 +30,7 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
        what);
 }
 
-static void sync(const std::string& path) {  // a file or a folder
+void sync(const std::string& path) {
   const int fd = open(path.empty() ? "." : path.c_str(), O_RDONLY | O_CLOEXEC);
   const bool done = fd >= 0 && fsync(fd) == 0;
   if (fd >= 0) close(fd);

@@ -2,7 +2,6 @@
 // half-written stays.
 #pragma once
 #include <cstddef>
-#include <cstdint>
 #include <fstream>
 #include <memory>
 #include <span>
@@ -44,7 +43,6 @@ class MappedFile {
 class OutFile {
  public:
   explicit OutFile(const std::string& path);
-  OutFile(OutFile&&) = delete;
   ~OutFile();
   void write(const void* bytes, size_t count);
   void write(std::string_view text) { write(text.data(), text.size()); }
@@ -61,6 +59,7 @@ std::string read_file(const std::string& path);                   // throws Erro
 bool exists(const std::string& path);
 bool is_folder(const std::string& path);
 void make_folders(const std::string& path);  // mkdir -p; throws Error(machine)
+void sync(const std::string& path);          // fsync of a file or a folder; throws Error(machine)
 
 // Builds a folder beside its place (PATH.tmp) and moves it there by commit(); removed when not committed.
 // An existing PATH is refused (Error(usage)).

@@ -25,7 +25,6 @@ class Threads {
         }
       });
   }
-  Threads(Threads&&) = delete;
   ~Threads() {
     work_ = nullptr;  // the threads end
     gate_.arrive_and_wait();

@@ -6,7 +6,8 @@
 namespace quest {
 namespace {
 
-// What is dropped before ranking: the query itself as a label and the filter's pairs, in the job's own numbers.
+// What is dropped before ranking: the query itself as a label and the filter's pairs, in the job's own
+// numbers.
 TEST(Task, DroppedLabels) {
   TemporaryFolder t;
   put_file(t / "in/Y.txt", "none\nalpha\nbeta\ngamma\n");
@@ -24,8 +25,8 @@ TEST(Task, DroppedLabels) {
   const SparseRows dropped = task.test.dropped();
   EXPECT_EQ(std::vector<int32_t>(dropped.row(0).begin(), dropped.row(0).end()), (std::vector<int32_t>{1, 2}));
   EXPECT_EQ(std::vector<int32_t>(dropped.row(1).begin(), dropped.row(1).end()), std::vector<int32_t>{0});
-  EXPECT_EQ(task.test.most_dropped(), 2);
-  EXPECT_EQ(task.training.most_dropped(), 0);
+  EXPECT_EQ(task.test.most_dropped, 2);
+  EXPECT_EQ(task.training.most_dropped, 0);
 }
 
 TEST(Task, TextsByTheirPattern) {
