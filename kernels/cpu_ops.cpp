@@ -109,7 +109,7 @@ void attention_backward(const Context& c, Heads heads, int64_t layer, const Grou
   const float scale = 1.0f / std::sqrt(static_cast<float>(D));
   const int64_t seen = longest(groups, n), context_size = dcontext.data ? dcontext.rows * width : 0;
   Scratch scope(*c.arena);
-  // Of every group.
+  // What each group adds to dcontext, so that the sum's order is that of the groups for any number of threads.
   float* contributions = c.arena->array<float>(n * context_size, "scratch/context gradients");
   each_row(c, n, 2 * seen * width + 2 * seen + q.cols, [&](int64_t index, float* wide) {
     const Group& g = groups[index];

@@ -1,11 +1,11 @@
 // Options: one table a command, over getopt_long. The same table prints the help and the shell completion,
 // and writes and reads the values as JSON, so config.json is a dump of it.
 //
-//   Command train_command() {
+//   std::vector<Command> train_commands() {
 //     auto s = std::make_shared<TrainSettings>();
-//     return {.name = "train", .summary = "Train a prompt", .examples = "  quest train --steps 200\n",
-//             .options = {{"steps", 's', &s->steps, "N", "training steps", 1, 100000}},
-//             .run = [s](const std::vector<std::string>&) { return train(*s); }};
+//     return {{.name = "train", .summary = "Train a prompt", .examples = "  quest train --steps 200\n",
+//              .options = {{"steps", 's', &s->steps, "N", "training steps", 1, 100000}},
+//              .run = [s](const std::vector<std::string>&) { return train(*s); }}};
 //   }
 #pragma once
 #include <cstdint>
