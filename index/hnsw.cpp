@@ -54,6 +54,14 @@ Hnsw::Hnsw(Vectors labels, Progress* progress) : state_(new State(labels.width, 
   }
 }
 
+int64_t Hnsw::bytes(int64_t labels, int64_t width, int threads) {
+  const int64_t element = (1 + 2 * links) * 4 + width * 4 + 8;  // links of level 0, vector, label
+  const int64_t above = ((1 + links) * 4 + 16) / (links - 1);   // levels above, of which a label has 1/15
+  const int64_t tables = 8 + 4 + 32 + 12 + sizeof(std::mutex);  // lists, level, label's node and bucket, lock
+  const int64_t visited = 2 * (1 + threads);
+  return labels * (element + above + tables + visited) + 65536 * sizeof(std::mutex);
+}
+
 void Hnsw::save(const std::string& path) const {
   const auto& g = state_->graph;
   OutFile file(path);

@@ -16,6 +16,8 @@ class Hnsw {
 
   // Builds with one thread: two builds are identical. progress counts labels.
   explicit Hnsw(Vectors labels, class Progress* progress = nullptr);
+  // What hnswlib takes for so many labels, and while so many threads search.
+  static int64_t bytes(int64_t labels, int64_t width, int threads);
 
   // Loads what save wrote for so many labels of this width; throws Error(input) for anything else.
   Hnsw(const std::string& path, int64_t labels, int64_t width);

@@ -13,7 +13,7 @@
 
 namespace quest {
 
-using TextOf = std::function<std::string(int64_t)>;  // the text of row i; called by the calling thread
+using TextOf = std::function<std::string(int64_t)>;  // the text of row i; called by any thread
 
 class Tfidf {
  public:
@@ -27,27 +27,37 @@ class Tfidf {
   static constexpr std::array<const char*, 4> names = {"label_text", "centroid", "neighbours", "z_sum"};
 
   // Fits the words on training queries and labels together. training: the labels of each training query,
-  // columns in [0, labels); must outlive the object.
-  Tfidf(const TextOf& queries, SparseRows training, const TextOf& label_texts, int64_t labels)
-      : training_(training) {
-    std::vector<SparseVector> vectors;
-    for (int64_t i = 0; i < training.rows(); ++i) vectors.push_back(count_words(queries(i), true));
-    for (int64_t l = 0; l < labels; ++l) vectors.push_back(count_words(label_texts(l), true));
-    idf_.resize(words_.size());
-    for (const auto& vector : vectors)
-      for (const auto& [word, count] : vector) ++idf_[word];
-    const double all = vectors.size();
-    for (double& n : idf_) n = n < 2 ? 0 : std::log((1 + all) / (1 + n)) + 1;
-    texts_by_word_.resize(words_.size());
-    for (size_t i = 0; i < vectors.size(); ++i) {
-      weigh(vectors[i]);
-      for (const auto& [word, weight] : vectors[i]) texts_by_word_[word].emplace_back(i, weight);
+  // columns in [0, labels); must outlive the object. room: bytes that it may take beside its words; throws
+  // Error(machine) when it needs more.
+  Tfidf(const TextOf& queries, SparseRows training, const TextOf& label_texts, int64_t labels,
+        size_t room = SIZE_MAX)
+      : room_(room), training_(training) {
+    const int64_t rows = training.rows();
+    const auto each_text = [&](bool learn, auto&& f) {
+      for (int64_t i = 0; i < rows + labels; ++i)
+        f(i, count_words(i < rows ? queries(i) : label_texts(i - rows), learn));
+    };
+    each_text(true, [&](int64_t, const SparseVector& counts) {
+      ends_.resize(words_.size());
+      for (const auto& [word, count] : counts) ++ends_[word];
+    });
+    const double all = rows + labels;
+    int64_t total = 0;
+    for (int64_t& end : ends_) {
+      idf_.push_back(end < 2 ? 0 : std::log((1 + all) / (1.0 + end)) + 1);
+      end = std::exchange(total, total + end);  // where the word's texts begin, until they are in
     }
+    take(total * sizeof texts_[0] + labels * (sizeof(double) + sizeof(float)));
+    texts_.resize(total);
+    each_text(false, [&](int64_t i, SparseVector vector) {
+      weigh(vector);
+      for (const auto& [word, weight] : vector) texts_[ends_[word]++] = {i, weight};
+    });
     std::vector<double> squares(labels);  // of the sums of each label's training queries
-    for (const auto& texts : texts_by_word_) {
+    for (size_t word = 0; word < ends_.size(); ++word) {
       std::map<int32_t, double> sums;  // this word's part, by label
-      for (const auto& [row, value] : texts)
-        if (row < training.rows())
+      for (const auto& [row, value] : texts_with(word))
+        if (row < rows)
           for (const int32_t label : training.row(row)) sums[label] += value;
       for (const auto& [label, sum] : sums) squares[label] += sum * sum;
     }
@@ -59,8 +69,8 @@ class Tfidf {
   std::array<Ranked, 4> rank(const TextOf& text, int64_t queries, SparseRows dropped, int64_t k,
                              Threads& threads) {
     const int64_t rows = training_.rows(), labels = std::ssize(centroid_lengths_);
-    std::vector<SparseVector> vectors;
-    for (int64_t q = 0; q < queries; ++q) weigh(vectors.emplace_back(count_words(text(q), false)));
+    const size_t work = (rows + 3 * labels) * sizeof(float) * threads.count();
+    take(work + queries * k * 4 * 8);
     std::array<Ranked, 4> lists;
     lists.fill(Ranked(queries, k));
     // Of each thread: cosines of the training queries, then each label's scores by the first three methods.
@@ -69,8 +79,10 @@ class Tfidf {
       std::ranges::fill(works[thread], 0.0f);
       float* const cosines = works[thread].data();
       float* const scores[] = {cosines + rows, cosines + rows + labels, cosines + rows + 2 * labels};
-      for (const auto& [word, weight] : vectors[query])
-        for (const auto& [row, value] : texts_by_word_[word]) cosines[row] += weight * value;
+      SparseVector vector = count_words(text(query), false);
+      weigh(vector);
+      for (const auto& [word, weight] : vector)
+        for (const auto& [row, value] : texts_with(word)) cosines[row] += weight * value;
       Ranked nearest(1, 50);  // training queries
       for (int32_t row = 0; row < rows; ++row) {
         if (cosines[row] == 0) continue;
@@ -99,6 +111,7 @@ class Tfidf {
       }
       for (const auto& [l, sum] : z) lists[z_sum].offer(query, sum, l);
     });
+    room_ += work;
     return lists;
   }
 
@@ -110,10 +123,23 @@ class Tfidf {
     std::map<int32_t, float> counts;
     std::string scratch;
     each_word(text, scratch, [&](std::string_view word) {
-      const auto found = learn ? words_.emplace(word, words_.size()).first : words_.find(word);
+      auto found = words_.find(word);
+      if (found == words_.end() && learn) found = words_.emplace(word, words_.size()).first;
       if (found != words_.end()) ++counts[found->second];
     });
     return {counts.begin(), counts.end()};
+  }
+
+  std::span<const std::pair<int32_t, float>> texts_with(size_t word) const {
+    const int64_t begin = word ? ends_[word - 1] : 0;
+    return {texts_.data() + begin, texts_.data() + ends_[word]};
+  }
+
+  void take(size_t bytes) {
+    if (bytes > room_)
+      fail(Exit::machine, "memory: TF-IDF needs %zu bytes, and %zu are left; give %zu more by --memory",
+           bytes, room_, bytes - room_);
+    room_ -= bytes;
   }
 
   void weigh(SparseVector& counts) const {
@@ -129,8 +155,10 @@ class Tfidf {
 
   std::map<std::string, int32_t, std::less<>> words_;  // ids
   std::vector<double> idf_;                            // [words]; 0 for a word of one text
-  std::vector<SparseVector> texts_by_word_;            // [words] training queries, then labels: their columns
-  std::vector<float> centroid_lengths_;                // [labels], before they are made unit vectors
+  SparseVector texts_;                                 // a column: training queries, then labels, by word
+  std::vector<int64_t> ends_;                          // [words] of its texts
+  size_t room_;
+  std::vector<float> centroid_lengths_;  // [labels], before they are made unit vectors
   SparseRows training_;
 };
 

@@ -6,7 +6,7 @@
 #include "model/tensors.h"
 #include "tools/commands.h"
 #include "tools/run.h"
-#include "train/engine.h"
+#include "train/memory.h"
 #include "train/prompt_file.h"
 
 namespace quest {
@@ -16,6 +16,7 @@ namespace {
 struct EmbedOptions {
   Settings settings;
   std::string run, prompt, out;
+  int64_t memory = 0;
   bool label = false;
 };
 
@@ -24,7 +25,7 @@ int embed(const EmbedOptions& o, const std::vector<std::string>& arguments) {
   if (!o.run.empty() && !o.prompt.empty())
     fail(Exit::usage, "--prompt with --run: the run has its prompt already; leave one of them out");
   Settings s = o.settings;  // with --run those of the run, and over them what was given
-  Engine engine(s);
+  Engine engine(s, o.memory);
   const std::string path = o.run.empty() ? o.prompt : o.run + "/prompt.safetensors";
   PromptFile prompt;
   if (!o.run.empty())
@@ -39,7 +40,9 @@ int embed(const EmbedOptions& o, const std::vector<std::string>& arguments) {
   std::vector<int32_t> numbers;
   for (const std::string& text : read_texts(arguments))
     numbers.push_back(corpus.add(*engine.tokenizer, s, text, "", o.label ? s.label_text : s.query_text));
-  const auto e = engine.embed(encoder, corpus.texts, numbers, engine.view(prompt.mean), "texts");
+  reserve_for(engine, encoder, corpus.texts, numbers, numbers.size() * engine.width() * 4);
+  auto e = engine.embed(encoder, corpus.texts, numbers, "texts");
+  engine.normalize(e, engine.view(prompt.mean));
   write_npy(o.out, {e.data(), std::ssize(numbers), engine.width()});
   printf("%s: %zu unit vectors of width %ld\n", o.out.c_str(), numbers.size(), engine.width());
   return 0;
@@ -66,7 +69,8 @@ std::vector<Command> embed_commands() {
       {"prompt", 0, &o->prompt, "PATH",
        "or with a prompt.safetensors or a PEFT folder; without both, no prompt"},
       {"label", 0, &o->label, "", "texts are labels: they read as --label-text says"},
-      {"out", 'o', &o->out, "FILE", ".npy file to write: float32 [texts, width]"}};
+      {"out", 'o', &o->out, "FILE", ".npy file to write: float32 [texts, width]"},
+      memory_option(o->memory)};
   constexpr std::string_view shared =
       " model quant length pooling query-text label-text keep-empty precision kernels threads rows ";
   for (Option& option : job_options(o->settings))

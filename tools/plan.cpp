@@ -26,7 +26,7 @@ struct Planner {
   Ops ops = cpu_ops(nullptr, o.s.activation());
   int threads = static_cast<int>(o.s.threads);
   size_t cache = o.s.placement == "suffix" ? o.s.text_cache : 0;
-  StepShape shape = step_shape(o.s, cache > 0);
+  StepShape shape = step_shape(o.s, o.s.rows, o.s.length, cache > 0);
   std::vector<PlanEntry> apart = weights_of(*model);  // from the arena
   size_t apart_bytes = 0, budget = o.gpu ? o.gpu : o.memory ? o.memory : available_memory() / 10 * 8;
   Policy policy;
@@ -66,10 +66,6 @@ struct Planner {
     return low;
   }
 };
-
-std::string human_bytes(size_t bytes) {
-  return bytes < 1e9 ? format("%.2f MiB", bytes / 0x1p20) : format("%.2f GiB", bytes / 0x1p30);
-}
 
 void print_json(const Planner& p) {
   JsonWriter j;
@@ -126,8 +122,8 @@ std::vector<Command> plan_commands() {
   o->s.text_cache = 0;
   std::vector<Option> options = {
       {"model", 'm', &o->model, "NAME", "such as llama-7b or smollm2-135m, or a config.json or its folder"},
-      {"gpu", 0, &o->gpu, "SIZE", "memory of a GPU, which also holds the weights"},
-      {"memory", 0, &o->memory, "SIZE", "memory of the host; without it 0.8 of what is available"},
+      {"gpu", 0, &o->gpu, "SIZE", "memory of a GPU, which also holds the weights", 1},
+      {"memory", 0, &o->memory, "SIZE", "memory of the host; without it 0.8 of what is available", 1},
       {"json", 0, &o->json, "", "every allocation, for machines"}};
   constexpr std::string_view shared =
       " quant length placement pooling prompt-rows batch symmetric precision threads text-cache rows micro "

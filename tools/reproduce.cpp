@@ -15,7 +15,7 @@ namespace {
 
 struct ReproduceOptions {
   std::string data, model, name = "table1";
-  int64_t threads = 0;
+  int64_t threads = 0, memory = 0;
   bool brief = false;
 };
 
@@ -27,7 +27,7 @@ std::map<std::string, Settings> table1_runs(const ReproduceOptions& o) {
     Settings& s = runs[name] = preset_settings(preset);
     s.job = std::string("table1 ") + name, s.data = o.data, s.model = o.model, s.threads = o.threads;
     s.test_queries = 2000, s.pairs = 3000, s.ratio = 0.25, s.length = 32;
-    s.text_cache = int64_t{1} << 40;  // the cache takes half of the memory at most
+    s.text_cache = int64_t{1} << 40;  // as much as there is memory for
     return s;
   };
   add("default", "default");
@@ -94,7 +94,7 @@ int reproduce(const ReproduceOptions& o) {
       if (settings.quant == quant && !exists(path + "/result.json"))
         runs.push_back(run_folder(settings, path));
     }
-    if (!runs.empty() && !run_jobs(runs)) {
+    if (!runs.empty() && !run_jobs(runs, o.memory)) {
       fprintf(stderr, "stopped; the same command goes on\n");
       return 130;
     }
@@ -116,7 +116,8 @@ std::vector<Command> reproduce_commands() {
                    {"model", 'm', &o->model, "PATH", "as in quest train"},
                    {"name", 'n', &o->name, "NAME", "its runs are kept in runs/NAME"},
                    {"brief", 0, &o->brief, "", "only TF-IDF, the untrained suffix prompt and the default"},
-                   {"threads", 't', &o->threads, "N", "threads; 0: all", 0, 1024}},
+                   {"threads", 't', &o->threads, "N", "threads; 0: all", 0, 1024},
+                   memory_option(o->memory)},
        .run = [o](const std::vector<std::string>& a) {
          if (a[0] != "table1")
            fail(Exit::usage, "quest reproduce: expected table1, found %s; see --help", a[0].c_str());

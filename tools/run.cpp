@@ -14,6 +14,7 @@
 #include "tools/commands.h"
 #include "tools/run.h"
 #include "train/job.h"
+#include "train/memory.h"
 
 namespace quest {
 
@@ -33,7 +34,7 @@ namespace fs = std::filesystem;
 struct RunOptions {             // of predict and eval
   std::string run, out, bring;  // bring: vectors of the test queries by another model
   Settings settings;            // of what is brought: dataset and protocol
-  int64_t top = 5, threads = 0;
+  int64_t top = 5, threads = 0, memory = 0;
   bool json = false, hnsw = false, keep_own = false;
 };
 
@@ -55,7 +56,7 @@ struct Run {
   std::string folder = options.run.empty() ? newest_run() : options.run;
   Settings settings = settings_of(folder, options.threads);
   Task task{settings, open_job_data(settings)};
-  Engine engine{settings};
+  Engine engine{settings, size_t(options.memory)};
   TensorFile prompt = read_tensors(folder + "/prompt.safetensors");
   TensorFile labels = read_tensors(folder + "/labels.safetensors");
   Corpus corpus;
@@ -76,7 +77,12 @@ struct Run {
     const View p = prompt.matrix("prompt", settings.prompt_rows, engine.width());
     const View mean = prompt.matrix("mean", settings.centre ? 1 : 0, engine.width());
     const View l = labels.matrix("labels", std::ssize(task.labels), engine.width());
-    const auto e = engine.embed(engine.encoder(settings, p), corpus.texts, texts, mean, "texts");
+    Encoder encoder = engine.encoder(settings, p);
+    const int64_t found = std::ssize(texts) * (engine.width() * 4 + (k + depth) * 8);
+    const int64_t graph = options.hnsw ? Hnsw::bytes(l.rows, l.cols, engine.threads.count()) : 0;
+    reserve_for(engine, encoder, corpus.texts, texts, found + graph);
+    auto e = engine.embed(encoder, corpus.texts, texts, "texts");
+    engine.normalize(e, mean);
     const Vectors vectors{static_cast<const float*>(l.data), l.rows, l.cols},
         queries{e.data(), std::ssize(texts), l.cols};
     if (!options.hnsw) return exact_top_k(queries, vectors, k, engine.threads);
@@ -226,6 +232,7 @@ std::vector<Command> answer_commands() {
                    {"top", 'k', &o->top, "K", "labels a text", 1, 10000},
                    {"hnsw", 0, &o->hnsw, "", "search the approximate index instead of all labels"},
                    {"threads", 't', &o->threads, "N", "threads; 0: all", 0, 1024},
+                   memory_option(o->memory),
                    {"json", 0, &o->json, "", "one JSON object a text"}},
        .run = [o](const std::vector<std::string>& texts) { return predict(*o, texts); }},
       {.name = "eval",
@@ -244,6 +251,7 @@ std::vector<Command> answer_commands() {
                    {"test-queries", 0, &o->settings.test_queries, "N", "with --bring: as in quest train"},
                    {"keep-own", 0, &o->keep_own, "", "do not drop a query's own label and filtered ones"},
                    {"threads", 't', &o->threads, "N", "threads; 0: all", 0, 1024},
+                   memory_option(o->memory),
                    {"json", 0, &o->json, "", "print JSON"}},
        .run =
            [o](const std::vector<std::string>& labels) {

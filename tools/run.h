@@ -9,6 +9,7 @@
 namespace quest {
 
 std::vector<Option> job_options(Settings&);       // the table behind `quest train` and config.json
+Option memory_option(int64_t& bytes);             // --memory, of everything that embeds texts
 Settings read_config(const std::string& folder);  // throws Error(input)
 RunFolder run_folder(Settings, const std::string& path);
 // Throws Error(usage) unless the folder's job is this one. How the machine is used may differ, and unless

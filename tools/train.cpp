@@ -65,6 +65,10 @@ std::vector<Option> job_options(Settings& s) {
   };
 }
 
+Option memory_option(int64_t& bytes) {
+  return {"memory", 0, &bytes, "SIZE", "memory of the process; without it 0.8 of what is available", 1};
+}
+
 Settings read_config(const std::string& folder) {
   const std::string path = folder + "/config.json";
   const Config json(path);
@@ -102,6 +106,7 @@ namespace {
 struct TrainOptions {
   Settings settings;
   std::string name, resume;
+  int64_t memory = 0;
   bool full = false, json = false;
 };
 
@@ -134,7 +139,7 @@ int train(TrainOptions& o) {
             "preset %s: batch %ld, %ld epochs, temperature %g and the start at the vocabulary's first rows "
             "follow the authors' code; the paper does not name them\n",
             o.settings.preset.c_str(), o.settings.batch, o.settings.epochs, o.settings.temperature);
-  if (!run_jobs({run_folder(o.settings, folder)})) {
+  if (!run_jobs({run_folder(o.settings, folder)}, o.memory)) {
     fprintf(stderr, "stopped; go on with: quest train --resume %s\n", folder.c_str());
     return 130;
   }
@@ -150,6 +155,7 @@ std::vector<Command> train_commands() {
   std::vector<Option> options = job_options(o->settings);
   options.push_back({"name", 'n', &o->name, "NAME", "run folder runs/NAME; without it the date and time"});
   options.push_back({"resume", 0, &o->resume, "RUN", "go on with this run folder, as its config.json says"});
+  options.push_back(memory_option(o->memory));
   options.push_back({"full", 0, &o->full, "", "the default dataset with all labels and test queries"});
   options.push_back({"json", 0, &o->json, "", "print result.json"});
   return {{.name = "train",

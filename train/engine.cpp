@@ -23,13 +23,13 @@ bool interrupted() {
   return sigismember(&waiting, SIGINT) || sigismember(&waiting, SIGTERM);
 }
 
-Engine::Engine(const Settings& s)
+Engine::Engine(const Settings& s, size_t bytes)
     : model(load_model(s.model.empty() ? default_model_path() : s.model, s.quant == "nf4")),
       tokenizer(new Tokenizer(read_vocabulary(model->path))),
       threads(s.threads),
-      arena(available_memory() / 10 * 8),
+      memory(bytes ? bytes : available_memory() / 10 * 8),
       ops(cpu_ops(s.kernels.empty() ? nullptr : s.kernels.c_str(), s.activation())),
-      context{&ops, &threads, &arena, &flops, &again},
+      context{&ops, &threads, nullptr, &flops, &again},
       rows(s.rows) {
   if (tokenizer->size() > model->vocabulary)
     fail(Exit::input,
@@ -37,6 +37,17 @@ Engine::Engine(const Settings& s)
          "another model",
          model->path.c_str(), model->vocabulary, tokenizer->size());
   require_fitting(s);
+}
+
+size_t Engine::room(size_t beside) const {
+  const size_t taken = program_bytes + heap_in_use() + beside;
+  return memory - std::min(memory, taken);
+}
+
+void Engine::reserve(size_t bytes) {
+  malloc_trim(0);  // what loading freed
+  arena = std::make_unique<Arena>(bytes);
+  context.arena = arena.get();
 }
 
 void Engine::require_fitting(const Settings& s) const {
@@ -73,18 +84,15 @@ std::vector<float> Engine::mean_of(const std::vector<float>& data) const {
 }
 
 std::vector<float> Engine::embed(const Encoder& encoder, const std::vector<Text>& texts,
-                                 const std::vector<int32_t>& numbers, View mean, const char* label) {
-  std::vector<Text> some;
-  for (const int32_t t : numbers) some.push_back(texts[t]);
-  const int64_t n = std::ssize(some);
-  std::vector<float> out(n * width());
-  Progress progress(label, n, "texts");
-  for (int64_t first = 0, count; first < n; first += count) {
-    count = std::min<int64_t>(256, n - first);
-    embed_texts(encoder, some.data() + first, count, rows_of(view(out), first, count));
-    progress.add(count);
-  }
-  normalize(out, mean);
+                                 const std::vector<int32_t>& numbers, const char* label) {
+  std::vector<float> out(numbers.size() * width());
+  Progress progress(label, numbers.size(), "texts");
+  int64_t first = 0;
+  each_part(texts, numbers, [&](const Text* part, int64_t n) {
+    embed_texts(encoder, part, n, rows_of(view(out), first, n));
+    first += n;
+    progress.add(n);
+  });
   return out;
 }
 
@@ -119,28 +127,37 @@ int32_t Corpus::add(const Tokenizer& tokenizer, const Settings& s, std::string_v
   return at->second;
 }
 
-TextCache::TextCache(Engine& engine, const Corpus& corpus, int64_t limit)
-    : texts(corpus.texts), last(texts.size() * engine.width()), mean(last.size()) {
-  const int64_t row = key_value_bytes(*engine.model, engine.ops.activation);
-  Progress progress("text pass", corpus.tokens, "tokens");
+void text_passes(const Encoder& e, std::vector<Text>& texts, int64_t limit, View last, View mean,
+                 const std::function<void(int64_t, int64_t)>& f) {
+  const int64_t row = key_value_bytes(e.model, e.context.ops->activation);
+  Arena& arena = *e.context.arena;
   for (int64_t first = 0, count; first < std::ssize(texts); first += count) {
-    count = texts_per_pass(texts.data(), first, texts.size(), engine.rows);
+    count = texts_per_pass(texts.data(), first, texts.size(), e.rows);
     int64_t tokens = 0;
     for (int64_t i = first; i < first + count; ++i) tokens += texts[i].count;
-    const int64_t size = tokens * row * engine.model->layers;
-    const size_t mark = engine.arena.used();
-    if (interrupted()) throw Stopped{};
-    text_pass(engine.encoder(), texts.data() + first, count,
-              {engine.arena.array<std::byte>(size, "texts/cached keys and values"), tokens * row, tokens},
-              rows_of(engine.view(last), first, count), rows_of(engine.view(mean), first, count));
-    if (bytes + size <= limit) {
-      bytes += size, kept += count;
-    } else {
-      engine.arena.release(mark);
-      for (int64_t i = first; i < first + count; ++i) texts[i].kv = {};
-    }
-    progress.add(tokens);
+    const int64_t size = tokens * row * e.model.layers;
+    const size_t mark = arena.used();
+    text_pass(e, texts.data() + first, count,
+              {arena.array<std::byte>(size, "texts/cached keys and values"), tokens * row, tokens},
+              rows_of(last, first, count), rows_of(mean, first, count));
+    const bool keep = size <= limit;
+    if (keep) limit -= size;
+    if (!keep) arena.release(mark);
+    for (int64_t i = first; i < first + count && !keep; ++i) texts[i].kv = {};
+    f(tokens, keep ? size : 0);
   }
+}
+
+TextCache::TextCache(Engine& engine, const Corpus& corpus, int64_t limit)
+    : texts(corpus.texts), last(texts.size() * engine.width()), mean(last.size()) {
+  Progress progress("text pass", corpus.tokens, "tokens");
+  text_passes(engine.encoder(), texts, limit, engine.view(last), engine.view(mean),
+              [&](int64_t tokens, int64_t kept_bytes) {
+                bytes += kept_bytes;
+                progress.add(tokens);
+                if (interrupted()) throw Stopped{};
+              });
+  kept = std::ranges::count_if(texts, [](const Text& t) { return t.kv.data != nullptr; });
 }
 
 }  // namespace quest

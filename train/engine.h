@@ -1,5 +1,6 @@
 // Model, tokeniser, op table, threads and arena of one process, and how texts become embeddings with them.
 #pragma once
+#include <functional>
 #include <map>
 #include <memory>
 #include <vector>
@@ -18,14 +19,22 @@ void hold_interrupts();
 bool interrupted();  // whether one waits
 struct Stopped {};   // thrown between two pieces of work that a later --resume does again
 
+// What a process takes beside its heap and its arena: the program's own data, stacks, and pages that the heap
+// could not give back.
+constexpr size_t program_bytes = 24 << 20;
+
 struct Engine {
-  explicit Engine(const Settings&);             // loads the model; throws Error
+  // Loads the model; throws Error. memory: bytes that the process may take; 0: 0.8 of what is available.
+  explicit Engine(const Settings&, size_t memory = 0);
   void require_fitting(const Settings&) const;  // texts, prompt and lengths; throws Error(usage)
+  size_t room(size_t beside) const;             // bytes left when so many more are taken beside them, or 0
+  void reserve(size_t bytes);                   // makes the arena, before any text is embedded
 
   std::unique_ptr<Model> model;
   std::unique_ptr<Tokenizer> tokenizer;
   Threads threads;
-  Arena arena;
+  size_t memory;
+  std::unique_ptr<Arena> arena;
   Ops ops;
   double flops = 0;  // counted so far: linear layers, 2 a weight and row
   double again = 0;  // besides: what was done a second time, because memory was short
@@ -35,10 +44,11 @@ struct Engine {
   int64_t width() const { return model->width; }
   Encoder encoder() const { return {.model = *model, .context = context, .prompt = {}, .rows = rows}; }
   Encoder encoder(const Settings&, View prompt) const;  // placement and pooling of the settings
-  // Unit embeddings [numbers,d] of some of the texts; mean [1,d]: subtracted before normalisation, or [0,d].
+  // Embeddings [numbers,d] of some of the texts.
   std::vector<float> embed(const Encoder&, const std::vector<Text>& texts,
-                           const std::vector<int32_t>& numbers, View mean, const char* label);
-  void normalize(std::vector<float>& rows, View mean);               // rows [n,d], in place
+                           const std::vector<int32_t>& numbers, const char* label);
+  // Makes rows [n,d] unit vectors; mean [1,d]: subtracted first, or [0,d].
+  void normalize(std::vector<float>& rows, View mean);
   std::vector<float> mean_of(const std::vector<float>& rows) const;  // [1,d] of [n,d], summed in double
   View view(const std::vector<float>& data) const;                   // as rows of the model's width
 };
@@ -61,6 +71,20 @@ struct Corpus {
   int32_t add(const Tokenizer&, const Settings&, std::string_view title, std::string_view content,
               const std::string& pattern);
 };
+
+// Calls f(Text*, texts) for each part of some of the texts that is embedded at once.
+void each_part(const std::vector<Text>& texts, const std::vector<int32_t>& numbers, auto&& f) {
+  std::vector<Text> part;
+  for (const int32_t& t : numbers) {
+    part.push_back(texts[t]);
+    if (std::ssize(part) == 256 || &t == &numbers.back()) f(part.data(), std::ssize(part)), part.clear();
+  }
+}
+
+// Passes over all texts, without a prompt, for last and mean [texts,d] acc; keeps the keys and values of the
+// first ones, up to `limit` bytes, in the arena. f(tokens, bytes kept) after each pass; bytes 0: not kept.
+void text_passes(const Encoder&, std::vector<Text>& texts, int64_t limit, View last, View mean,
+                 const std::function<void(int64_t, int64_t)>& f);
 
 // Keys and values of the corpus' texts (suffix placement), as many as fit, and every text's embedding without
 // a prompt: the last token's and the mean of all, after the final norm.

@@ -12,6 +12,7 @@
 #include "kernels/base/progress.h"
 #include "model/fetch.h"
 #include "sampling/import.h"
+#include "train/memory.h"
 #include "train/prompt_file.h"
 
 namespace quest {
@@ -63,7 +64,7 @@ struct Job {
   std::vector<std::pair<std::string, Interval>> gain_;
   double hnsw_recall_ = 0, hnsw_rate_ = 0;
 
-  void prepare(const std::string& config) {
+  void draw() {
     phases_.begin();
     task_.draw_pairs(engine_.threads);
     fprintf(stderr, "%s", describe(task_.report).c_str());
@@ -71,7 +72,10 @@ struct Job {
             settings_.job.c_str(), task_.labels.size(), task_.test.queries.size(),
             task_.validation.queries.size(), task_.pairs.size(), task_.steps());
     phases_.end("sample");
-    make_folders(folder_);  // bad input has failed by now, and leaves no folder
+  }
+
+  void make_folder(const std::string& config) {  // what cannot run has failed by now, and leaves none
+    make_folders(folder_);
     if (!exists(folder_ + "/config.json")) write_file(folder_ + "/config.json", config);
   }
 
@@ -79,7 +83,7 @@ struct Job {
   double work(double tokens_a_text) const {
     const double rows = settings_.placement == "suffix" ? settings_.prompt_rows : tokens_a_text;
     const double ranked = task_.labels.size() + task_.test.queries.size();
-    const double checked = std::min(validation_limit, task_.labels.size()) + task_.validation.queries.size();
+    const double checked = task_.validation_labels.size() + task_.validation.queries.size();
     const double steps = task_.steps();
     return rows *
            (steps * 4 * settings_.batch + 2 * ranked + checked * (2 + steps / settings_.validate_every));
@@ -91,7 +95,7 @@ struct Job {
       return [&](int64_t i) { return join_text(texts.title(rows[i]), texts.content(rows[i])); };
     };
     Tfidf tfidf(text_of(task_.data.train.texts, training.queries), training.labels(),
-                text_of(task_.data.labels, task_.labels), std::ssize(task_.labels));
+                text_of(task_.data.labels, task_.labels), std::ssize(task_.labels), engine_.room(0));
     const auto rank = [&](SparseRows dropped) {
       return tfidf.rank(text_of(to.split->texts, to.queries), std::ssize(to.queries), dropped, depth,
                         engine_.threads);
@@ -105,6 +109,8 @@ struct Job {
   }
 
   void choose_tfidf() {
+    if (interrupted()) throw Stopped{};
+    phases_.begin();
     fprintf(stderr, "TF-IDF: four baselines over %zu training queries and %zu labels\n",
             task_.training.queries.size() + task_.validation.queries.size(), task_.labels.size());
     std::vector<int32_t> all = task_.training.queries;
@@ -133,6 +139,7 @@ struct Job {
     const int64_t d = engine_.width();
     const auto rows = [&](const std::vector<float>& state, const std::vector<int32_t>& texts) {
       std::vector<float> out;
+      out.reserve(texts.size() * d);
       for (const int32_t t : texts) out.insert(out.end(), state.begin() + t * d, state.begin() + (t + 1) * d);
       return out;
     };
@@ -246,9 +253,7 @@ struct Job {
   // cache: of all texts; shared: what it took, and what else all jobs took together.
   void run(const TextCache& cache, const Phases& shared) {
     phases_.list.insert(phases_.list.end(), shared.list.begin(), shared.list.end());
-    phases_.begin();
     if (interrupted()) throw Stopped{};
-    choose_tfidf();
     Trainer trainer(engine_, task_, cache.texts, folder_);
     if (!trainer.resume()) trainer.start();
     trainer.run();
@@ -270,10 +275,9 @@ double measured_speed(Engine& engine, const Corpus& corpus) {
   const double counted = engine.flops;  // the probe is no work of a job
   while (n < std::ssize(corpus.texts) && tokens < 1000) tokens += corpus.texts[n++].count;
   for (int i = 0; i < 2; ++i) {
-    Scratch scope(engine.arena);
+    std::vector<float> e(n * engine.width());
     const double start = now_seconds();
-    embed_texts(engine.encoder(), corpus.texts.data(), n,
-                new_acc(engine.context, n, engine.width(), "embeddings/of the probe"));
+    embed_texts(engine.encoder(), corpus.texts.data(), n, engine.view(e));
     seconds = now_seconds() - start;
   }
   engine.flops = counted;
@@ -295,23 +299,41 @@ Dataset open_job_data(const Settings& settings) {
   return open_dataset(folder);
 }
 
-bool run_jobs(const std::vector<RunFolder>& runs) try {
+bool run_jobs(const std::vector<RunFolder>& runs, size_t memory) try {
   if (runs[0].settings.model.empty()) default_model_path();  // fetched while Ctrl-C still ends pip
   hold_interrupts();
   std::deque<Task> tasks;  // bad data fails before the model is loaded
   for (const RunFolder& run : runs) tasks.emplace_back(run.settings, open_job_data(run.settings));
   const Settings& s = runs[0].settings;
-  Engine engine(s);
+  Engine engine(s, memory);
   std::deque<Job> jobs;
   for (size_t i = 0; i < runs.size(); ++i) jobs.emplace_back(runs[i].path, tasks[i], engine);
-  for (size_t i = 0; i < runs.size(); ++i) jobs[i].prepare(runs[i].config);
+  for (Job& job : jobs) job.draw();
 
   Phases shared{engine};
   shared.begin();
   Corpus corpus;
   for (Task& task : tasks) task.collect_pairs(*engine.tokenizer, corpus);
+  const int64_t pair_tokens = corpus.tokens;
   for (Task& task : tasks) task.collect_others(*engine.tokenizer, corpus);
   shared.end("tokenise");
+  size_t beside = 0;
+  for (const Task& task : tasks)
+    beside = std::max(beside, results_bytes(task, corpus, engine.width(), engine.threads.count()));
+  size_t text_cache = SIZE_MAX;
+  for (const Task& task : tasks) {
+    const Division d = divide(engine, task, corpus, pair_tokens, beside);
+    engine.rows = std::min(engine.rows, d.rows), text_cache = std::min(text_cache, d.cache);
+    fprintf(stderr, "memory: %s; a step takes %s and %.2f times the work it would with all it could use\n",
+            human_bytes(engine.memory).c_str(), human_bytes(d.peak).c_str(), d.slower);
+  }
+  fprintf(stderr, "memory: %s loaded, %s for results, passes of %ld tokens\n",
+          human_bytes(heap_in_use()).c_str(), human_bytes(beside).c_str(), engine.rows);
+  shared.end("plan");
+  for (size_t i = 0; i < runs.size(); ++i) jobs[i].make_folder(runs[i].config);
+  for (Job& job : jobs) job.choose_tfidf();
+  engine.reserve(engine.room(beside));
+  shared.begin();
   const double count = corpus.texts.size(), length = corpus.tokens / count;
   double work = corpus.tokens;
   for (const Job& job : jobs) work += job.work(length);
@@ -324,8 +346,7 @@ bool run_jobs(const std::vector<RunFolder>& runs) try {
   shared.end("probe");
 
   const bool suffix = std::ranges::any_of(runs, [](auto& r) { return r.settings.placement == "suffix"; });
-  const auto half = static_cast<int64_t>(available_memory() / 2);  // the other half is for everything else
-  const TextCache cache(engine, corpus, suffix ? std::min(s.text_cache, half) : -1);
+  const TextCache cache(engine, corpus, suffix ? int64_t(text_cache) : -1);
   if (suffix)
     fprintf(stderr, "text cache: %ld of %.0f texts kept, %.2f GiB\n", cache.kept, count,
             cache.bytes / 0x1p30);

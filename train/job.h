@@ -19,6 +19,7 @@ struct RunFolder {
 // people) and result.json, which comes last. A run that was interrupted goes on where it stood. The first
 // one's settings of model and machine hold for all, and one text pass serves all; the bits are those of each
 // alone. From the call on Ctrl-C and SIGTERM only ask it to stop; then it returns false.
-bool run_jobs(const std::vector<RunFolder>& runs);
+// memory: bytes that the process may take; 0: 0.8 of what is available.
+bool run_jobs(const std::vector<RunFolder>& runs, size_t memory = 0);
 
 }  // namespace quest

@@ -27,10 +27,18 @@ Plan plan_step(const Model& model, const Ops& ops, int threads, const StepShape&
   return rehearsal.plan();
 }
 
-StepShape step_shape(const Settings& s, bool cached) {
-  // Texts of full length must fill a pass as others may.
-  const int64_t rows = (s.rows + s.length - 1) / s.length * s.length;
-  return {s.where(), s.pooled(), s.prompt_rows, s.batch, s.length, rows, s.symmetric, cached};
+StepShape step_shape(const Settings& s, int64_t rows, int64_t longest, bool cached) {
+  const int64_t length = std::min(s.length, longest);
+  // Texts of full length must fill a pass as others may; one more stands for the bookkeeping of more texts.
+  const int64_t full = (rows + 2 * length - 1) / length * length;
+  return {s.where(), s.pooled(), s.prompt_rows, s.batch, length, full, s.symmetric, cached};
+}
+
+std::vector<int64_t> spacings(const Model& model, int64_t wanted) {
+  if (wanted) return {wanted};
+  std::vector<int64_t> all;
+  for (int64_t l = model.layers; l >= 1; l = l == 3 ? 2 : l / 2) all.push_back(l);
+  return all;
 }
 
 std::string describe(const Policy& p, int64_t texts, int64_t layers) {
@@ -70,7 +78,7 @@ Chosen choose_policy(const Model& model, const Ops& ops, int threads, const Step
   for (int64_t n = micro ? std::min(micro, T) : T;; n = (n + 1) / 2) {
     const int64_t passes = (T + n - 1) / n;
     const bool hopeless = Arena::product(n * tokens, 4 * model.width) > bytes;  // not even one matrix fits
-    for (int64_t l = spacing ? spacing : model.layers; l >= 1 && !hopeless; l = l == 3 ? 2 : l / 2) {
+    for (const int64_t l : hopeless ? std::vector<int64_t>() : spacings(model, spacing)) {
       Policy p{n, passes, l};
       Plan found = plan(p);
       if (found.peak > bytes) {  // each pass that is held takes the same
@@ -81,7 +89,6 @@ Chosen choose_policy(const Model& model, const Ops& ops, int threads, const Step
       const double cost = step_cost(model, s, p, found);
       if (found.peak <= bytes && (!best.fits || cost < least)) best = {p, true}, least = cost;
       if (found.peak <= bytes && found.again == 0) return best;  // smaller passes only cost more
-      if (spacing) break;
     }
     if (n == 1 || micro || (best.fits && passes >= 512)) return best;
   }

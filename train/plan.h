@@ -15,7 +15,8 @@ struct StepShape {
   bool cached = true;  // suffix: the texts' keys and values are at hand
 };
 
-StepShape step_shape(const Settings&, bool cached);
+// rows: tokens of a pass; longest: tokens of a text.
+StepShape step_shape(const Settings&, int64_t rows, int64_t longest, bool cached);
 
 Plan plan_step(const Model&, const Ops&, int threads, const StepShape&, const Policy&, bool list = false);
 
@@ -26,6 +27,9 @@ struct Chosen {
   Policy policy;
   bool fits;
 };
+// The spacings that are tried: `wanted`, or if that is 0 all layers and by halves fewer.
+std::vector<int64_t> spacings(const Model&, int64_t wanted);
+
 // The cheapest of the policies tried (passes and spacings by halves, down to 512 passes and further when
 // nothing fits; as many passes held as fit) whose arena takes at most so many bytes; when none does, one that
 // takes little. micro, spacing: 0, or what they are to be.

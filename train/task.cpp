@@ -1,12 +1,15 @@
 #include "train/task.h"
 
 #include <algorithm>
+#include <numeric>
 #include <set>
 
 #include "kernels/base/error.h"
 #include "kernels/base/random.h"
 
 namespace quest {
+
+constexpr uint64_t label_stream = 3;  // random.h
 
 static uint64_t uid_hash(std::string_view uid) { return hash_bytes(uid.data(), uid.size()); }
 
@@ -49,6 +52,17 @@ Task::Task(const Settings& s, Dataset d) : settings(s), data(std::move(d)) {
          "%s: expected validation queries, found none of %zu training queries at --validation %g; give a "
          "larger share, or 0 to train to the end without",
          data.path.c_str(), training.queries.size(), s.validation);
+
+  constexpr size_t limit = 1500;
+  std::vector<bool> wanted(labels.size());
+  for (const int32_t l : validation.truth) wanted[l] = true;
+  const size_t needed = std::count(wanted.begin(), wanted.end(), true);
+  validation_labels.resize(labels.size());
+  std::iota(validation_labels.begin(), validation_labels.end(), 0);
+  std::ranges::sort(validation_labels, {},
+                    [&](int32_t l) { return std::pair(!wanted[l], random_bits(0, label_stream, l)); });
+  validation_labels.resize(std::min(labels.size(), std::max(limit, needed)));
+  std::ranges::sort(validation_labels);
 }
 
 Side Task::side(const Split& split, std::vector<int32_t> queries) const {

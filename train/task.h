@@ -38,6 +38,7 @@ struct Task {
   Side test;        // test queries that keep a label; of many, those of smallest hash of their uid
   Side validation;  // training queries held out, by hash of their uid
   Side training;    // the other training queries that keep a label
+  std::vector<int32_t> validation_labels;  // ranked against during training: those of validation, and more
 
   std::vector<DrawnPair> pairs;
   SampleReport report;

@@ -16,7 +16,7 @@ namespace quest {
 
 namespace {
 
-constexpr uint64_t epoch_stream = 101, label_stream = 3;  // random.h
+constexpr uint64_t epoch_stream = 101;  // random.h
 
 // Cuts metrics.jsonl, which has one line a step, back to the lines of the first `steps` steps.
 void cut_metrics(const std::string& path, int64_t steps) {
@@ -95,25 +95,17 @@ Metrics measure(const Task& task, const Side& side, const Ranked& lists, bool dr
 
 double objective(const Metrics& m) { return m.percent[6]; }
 
-Trainer::Trainer(Engine& engine, const Task& task, const std::vector<Text>& cached, std::string folder)
-    : engine_(engine), task_(task), settings_(task.settings), cached_(cached), folder_(std::move(folder)) {
-  // Labels to rank the validation queries against: their own ones, then those of smallest hash.
-  std::vector<bool> wanted(task.labels.size());
-  for (const int32_t l : task.validation.truth) wanted[l] = true;
-  auto& labels = validation_labels_;
-  labels.resize(wanted.size());
-  std::iota(labels.begin(), labels.end(), 0);
-  std::ranges::sort(labels, {},
-                    [&](int32_t l) { return std::pair(!wanted[l], random_bits(0, label_stream, l)); });
-  const size_t positives = std::count(wanted.begin(), wanted.end(), true);
-  labels.resize(std::min(labels.size(), std::max(validation_limit, positives)));
-  std::sort(labels.begin(), labels.end());
-}
-
 std::vector<float> Trainer::embed(const std::vector<float>& prompt, const std::vector<int32_t>& numbers,
                                   const char* label) {
-  return engine_.embed(engine_.encoder(settings_, engine_.view(prompt)), cached_, numbers,
-                       engine_.view(state.mean), label);
+  auto e = engine_.embed(engine_.encoder(settings_, engine_.view(prompt)), cached_, numbers, label);
+  engine_.normalize(e, engine_.view(state.mean));
+  return e;
+}
+
+std::vector<int32_t> Trainer::validation_texts() const {
+  std::vector<int32_t> texts;
+  for (const int32_t l : task_.validation_labels) texts.push_back(task_.label_texts[l]);
+  return texts;
 }
 
 // Vocabulary rows of the start text: its last K tokens before a text's end, its first K before a text's
@@ -139,12 +131,10 @@ void Trainer::start() {
   state.start = state.prompt = state.best = start_prompt();
   state.m = state.v = std::vector<float>(state.prompt.size());
   if (settings_.centre) {
-    std::vector<Text> sample;
-    for (const int32_t t : task_.validation.texts) sample.push_back(cached_[t]);
-    for (const int32_t l : validation_labels_) sample.push_back(cached_[task_.label_texts[l]]);
-    std::vector<float> e(sample.size() * engine_.width());
-    embed_texts(engine_.encoder(settings_, engine_.view(state.prompt)), sample.data(), std::ssize(sample),
-                engine_.view(e));
+    const Encoder encoder = engine_.encoder(settings_, engine_.view(state.prompt));
+    auto e = engine_.embed(encoder, cached_, task_.validation.texts, "centre, queries");
+    const auto labels = engine_.embed(encoder, cached_, validation_texts(), "centre, labels");
+    e.insert(e.end(), labels.begin(), labels.end());
     state.mean = engine_.mean_of(e);
   }
   state.start_score = state.best_score = validate();
@@ -153,15 +143,13 @@ void Trainer::start() {
 
 double Trainer::validate() {
   if (task_.validation.queries.empty()) return 0;
-  std::vector<int32_t> texts;
-  for (const int32_t l : validation_labels_) texts.push_back(task_.label_texts[l]);
   const auto q = embed(state.prompt, task_.validation.texts, "validation queries"),
-             l = embed(state.prompt, texts, "validation labels");
+             l = embed(state.prompt, validation_texts(), "validation labels");
   const int64_t d = engine_.width();
   Ranked lists = exact_top_k({q.data(), std::ssize(q) / d, d}, {l.data(), std::ssize(l) / d, d},
                              depth + task_.validation.most_dropped, engine_.threads);
   for (int32_t& id : lists.ids)
-    if (id >= 0) id = validation_labels_[id];
+    if (id >= 0) id = task_.validation_labels[id];
   return objective(measure(task_, task_.validation, lists, true));
 }
 
@@ -179,11 +167,14 @@ bool Trainer::positive(int32_t pair, int32_t text) const {
 Policy Trainer::policy() const {
   const Settings& s = settings_;
   const Model& model = *engine_.model;
-  const bool cached = std::ranges::all_of(cached_, [](const Text& t) { return t.kv.data != nullptr; });
-  StepShape shape = step_shape(s, cached);
+  const auto kept = [&](int32_t text) { return cached_[text].kv.data != nullptr; };
+  bool cached = std::ranges::all_of(task_.pair_texts, kept);
+  for (const DrawnPair& pair : task_.pairs) cached &= kept(task_.label_texts[task_.number[pair.label]]);
+  const int64_t longest = std::ranges::max(cached_, {}, &Text::count).count;
+  StepShape shape = step_shape(s, engine_.rows, longest, cached);
   shape.pairs = std::min(shape.pairs, std::ssize(task_.pairs));
   const int threads = engine_.threads.count();
-  const size_t room = engine_.arena.room();
+  const size_t room = engine_.arena->room();
   const auto [policy, fits] = choose_policy(model, engine_.ops, threads, shape, room, s.micro, s.spacing);
   if (!fits)
     fail(
@@ -209,8 +200,8 @@ double Trainer::step(std::vector<float>& gradient) {
   }
   const int32_t* chosen = order_.data() + state.step % per_epoch * B;
 
-  Scratch scope(engine_.arena);
-  const BatchArrays a(engine_.arena, B, settings_.symmetric);
+  Scratch scope(*engine_.arena);
+  const BatchArrays a(*engine_.arena, B, settings_.symmetric);
   int64_t T = 0, U = 0, L = 0;  // distinct texts; query rows, label rows
   for (int64_t i = 0; i < B; ++i) {
     const int32_t query = place(a.numbers, T, task_.pair_texts[chosen[i]]);

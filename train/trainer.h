@@ -35,7 +35,6 @@ void require_identity(const TensorFile&, const Engine&, const Task&,
                       const std::string& what = "kernels precision model data");
 
 constexpr const char* checkpoint_name = "/checkpoint.safetensors";
-constexpr size_t validation_limit = 1500;  // labels ranked against during training
 
 // Lists of `depth` of a side's queries, without (drop) or with their own labels, and their metrics.
 constexpr int64_t depth = 100;
@@ -45,7 +44,8 @@ double objective(const Metrics&);  // R@10: decides between variants, on validat
 class Trainer {
  public:
   // cached: the corpus' texts with keys and values (suffix placement).
-  Trainer(Engine&, const Task&, const std::vector<Text>& cached, std::string folder);
+  Trainer(Engine& engine, const Task& task, const std::vector<Text>& cached, const std::string& folder)
+      : engine_(engine), task_(task), settings_(task.settings), cached_(cached), folder_(folder) {}
 
   void start();   // start prompt, its mean, its validation score
   bool resume();  // from the checkpoint; false when there is none yet. Throws Error(input)
@@ -56,6 +56,7 @@ class Trainer {
                            const char* label);
   double validate();  // R@10 of the validation queries with the current prompt, in percent
   std::vector<float> start_prompt() const;
+  std::vector<int32_t> validation_texts() const;  // of the labels that validation ranks
 
   TrainState state;
 
@@ -72,7 +73,6 @@ class Trainer {
   Policy policy_;
   std::vector<int32_t> order_;  // pairs of the current epoch
   int64_t order_epoch_ = -1;
-  std::vector<int32_t> validation_labels_;  // ranked against during training
 };
 
 }  // namespace quest

@@ -1,6 +1,7 @@
 // One arena, handed down to every op: a range of addresses that is used as a stack. Everything in it has a
 // name, "group/name", and a shape, so that a rehearsal (model/plan.h) can list it before it exists.
 #pragma once
+#include <malloc.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -53,8 +54,8 @@ class Arena {
     const size_t rounded = (bytes + 63) & ~size_t{63};
     if (rounded < bytes || rounded > limit_ - used_)
       fail(Exit::machine,
-           "memory: %.1f MiB more were needed (%s) with %.1f of %.1f MiB in use; use shorter texts, "
-           "a smaller batch or --text-cache 0, or leave out --micro and --spacing",
+           "memory: %.1f MiB more were needed (%s) with %.1f of %.1f MiB in use; give more "
+           "--memory, use shorter texts or a smaller batch, or leave out --micro and --spacing",
            bytes / 0x1p20, what.name, used_ / 0x1p20, limit_ / 0x1p20);
     const size_t at = used_;
     if (witness_) witness_->allocated(what, base_, at, bytes);
@@ -111,6 +112,17 @@ inline size_t available_memory() {
   std::ifstream group("/sys/fs/cgroup/memory.max"), current("/sys/fs/cgroup/memory.current");
   if (group >> limit && current >> used && limit > used) available = std::min(available, limit - used);
   return available;
+}
+
+// Bytes of the heap in use, rounded up: which thread allocated what makes a small difference.
+inline size_t heap_in_use() {
+  constexpr size_t unit = 1 << 20;
+  const struct mallinfo2 m = mallinfo2();
+  return (m.uordblks + m.hblkhd + unit - 1) / unit * unit;
+}
+
+inline std::string human_bytes(size_t bytes) {
+  return bytes < 1e9 ? format("%.2f MiB", bytes / 0x1p20) : format("%.2f GiB", bytes / 0x1p30);
 }
 
 }  // namespace quest

@@ -2,6 +2,7 @@
 #include "index/hnsw.h"
 
 #include <gtest/gtest.h>
+#include <malloc.h>
 #include <stdlib.h>
 
 #include <cstring>
@@ -207,6 +208,24 @@ TEST_F(HnswTest, ReportsWhatItCannotWrite) {
     FAIL() << "saved";
   } catch (const Error& e) {
     EXPECT_EQ(e.code, Exit::machine);
+  }
+}
+
+// What is reserved for hnswlib is what it takes, to 3 %.
+TEST_F(HnswTest, BytesAreWhatItTakes) {
+  const auto in_use = [] { return int64_t(mallinfo2().uordblks + mallinfo2().hblkhd); };
+  if (in_use() == 0) GTEST_SKIP() << "a sanitizer's heap is not counted";
+  for (const auto& [n, d] : {std::pair<int64_t, int64_t>{6000, 32}, {1500, 576}}) {
+    std::vector<float> labels(static_cast<size_t>(n * d));
+    for (size_t i = 0; i < labels.size(); ++i)
+      labels[i] = static_cast<float>(random_uniform(3, 1, i)) - 0.5f;
+    const int64_t before = in_use();
+    const Hnsw index(Vectors{labels.data(), n, d});
+    Threads two(2);
+    index.search({labels.data(), 200, d}, 10, two);
+    const double taken = static_cast<double>(in_use() - before);
+    const double said = static_cast<double>(Hnsw::bytes(n, d, 2));
+    EXPECT_TRUE(std::abs(said / taken - 1) <= 0.03) << n << ": said " << said << ", taken " << taken;
   }
 }
 

@@ -346,6 +346,43 @@ TEST_F(Job, RepeatsToTheBit) {
   }
 }
 
+// The least that is named when too little is given is enough, a byte less is not, and no budget changes a bit.
+TEST_F(Job, MemoryIsABoundThatChangesNoBit) {
+  for (const Words& kind : {Words{}, Words{"--placement", "prefix", "--pooling", "mean", "--centre"}}) {
+    const Words steps = Words{"--steps", "6", "--validate-every", "3", "--threads", "2"} + kind;
+    const std::string run = kind.empty() ? "suffix-memory" : "prefix-memory";
+    ASSERT_EQ(train(run, steps).status, 0);
+    const auto least_at = [&](int64_t bytes) {
+      const Outcome o = train("refused", steps + Words{"--memory", std::to_string(bytes)});
+      expect_refusal(o, 4, {"memory: expected at least", std::to_string(bytes), "--batch"});
+      EXPECT_FALSE(exists(path("runs/refused")));
+      const size_t at = o.err.find("give --memory ");
+      return at == o.err.npos ? 0 : std::stoll(o.err.substr(at + 14));
+    };
+    const int64_t least = least_at(1);
+    EXPECT_GT(least, 24 << 20);  // the program itself
+    EXPECT_EQ(least_at(least - 1), least);
+    std::string stories;
+    for (int i = 0; i < 10; ++i) {
+      const std::string name = run + std::to_string(i);
+      const int64_t bytes = least + (int64_t{1} << 13 << i) - (i ? 0 : 1 << 13);
+      const Outcome o = train(name, steps + Words{"--memory", std::to_string(bytes)});
+      ASSERT_EQ(o.status, 0) << bytes << o.err;
+      expect_same(run, name, {"seconds", "tflop"});
+      stories += o.err;
+    }
+    // They did differ: passes of one text with nothing held, and a step with all it could use.
+    EXPECT_NE(stories.find("16 passes of 1 texts, 0 of them held"), stories.npos) << stories;
+    EXPECT_NE(stories.find("and 1.00 times the work"), stories.npos) << stories;
+  }
+  expect_refusal(quest({"predict", "--run", "runs/base", "--memory", "1", "text"}), 4, {"give --memory"});
+  expect_refusal(quest({"eval", "--run", "runs/base", "--memory", "24MiB"}), 4, {"give --memory"});
+  const Outcome all = quest({"predict", "--run", "runs/base", "some text"});
+  EXPECT_EQ(quest({"predict", "--run", "runs/base", "--memory", "40MiB", "some text"}).out, all.out);
+  for (const char* wrong : {"0", "-1", "6GB!", "lots", "99999999999GiB"})
+    expect_refusal(train("refused", {"--memory", wrong}), 2, {"--memory"});
+}
+
 TEST_F(Job, RepeatsToTheBitInEveryVariant) {
   const Words variants[] = {{"--precision", "f32"},
                             {"--placement", "prefix"},

@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <fstream>
 #include <new>
 
+#include "index/exact.h"
 #include "kernels/matmul.h"
 #include "tests/tiny_llama.h"
 
@@ -166,6 +168,55 @@ TEST(Plan, IsWhatAStepTakes) {
         }
     }
     EXPECT_EQ(top, plan.peak);
+  }
+}
+
+// The kernel's own count of this process' memory that no file holds, in bytes.
+int64_t anonymous_memory() {
+  std::ifstream status("/proc/self/status");
+  int64_t kib = -1;
+  for (std::string line; std::getline(status, line);)
+    if (sscanf(line.c_str(), "RssAnon: %ld kB", &kib) == 1) break;
+  return kib * 1024;
+}
+
+TEST(Plan, AThousandStepsTakeNoMoreThanTheSecond) {
+  Random r(40);
+  Config k(r);
+  k.shape = {.placement = Placement::prefix, .pairs = 4, .length = 8, .rows = 40}, k.policy = {3, 1, 1};
+  TinyLlama tiny(1, k.weights, k.layers);
+  const Plan plan = plan_step(tiny.model, cpu_ops(nullptr, k.activation), k.threads, k.shape, k.policy);
+  const int64_t before = anonymous_memory();
+  Arena exact(plan.peak);
+  run_step(k, tiny.model, k.policy, exact, k.threads);
+  run_step(k, tiny.model, k.policy, exact, k.threads);
+  const int64_t second = anonymous_memory();
+  for (int i = 2; i < 1000; ++i) run_step(k, tiny.model, k.policy, exact, k.threads);
+  EXPECT_TRUE(before > 0 && second - before <= int64_t(plan.peak) + (24 << 20)) << second - before;
+  EXPECT_LE(anonymous_memory() - second, 1 << 18);
+}
+
+TEST(Plan, EncodingAndSearchingTakeNothingFromTheHeap) {
+  TinyLlama tiny(3, Type::q4_1, 3);
+  const Ops ops = cpu_ops(nullptr, Type::bf16);
+  Threads pool(2);
+  for (const Placement placement : {Placement::none, Placement::prefix, Placement::suffix}) {
+    Arena arena(size_t{1} << 26);
+    const Context c{&ops, &pool, &arena};
+    const View prompt = new_acc(c, 2, tiny.model.width, "prompt/rows");
+    ops.zero(c, prompt);
+    const View e = new_acc(c, 30, tiny.model.width, "embeddings");
+    const std::vector<int32_t> tokens{1, 2, 3, 4, 5, 6, 7};
+    std::vector<Text> texts(30);
+    for (int i = 0; i < 30; ++i) texts[i] = {tokens.data(), 1 + i % 7, {}};
+    const Encoder encoder{tiny.model, c, placement, Pooling::last, prompt, 20};
+    const int64_t before = taken_from_heap;
+    embed_texts(encoder, texts.data(), 30, e);
+    EXPECT_EQ(taken_from_heap, before);
+    const Vectors rows{static_cast<const float*>(e.data), 30, tiny.model.width};
+    const Ranked lists = exact_top_k(rows, rows, 5, pool);
+    EXPECT_EQ(taken_from_heap - before, 2) << "only for the lists that it returns";
+    EXPECT_EQ(lists.queries, 30);
   }
 }
 
