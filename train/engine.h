@@ -72,6 +72,11 @@ struct Corpus {
               const std::string& pattern);
 };
 
+// Bytes of the keys and values of so many tokens, in all layers.
+inline size_t cached_bytes(const Model& model, const Ops& ops, int64_t tokens) {
+  return tokens * key_value_bytes(model, ops.activation) * model.layers;
+}
+
 // Calls f(Text*, texts) for each part of some of the texts that is embedded at once.
 void each_part(const std::vector<Text>& texts, const std::vector<int32_t>& numbers, auto&& f) {
   std::vector<Text> part;

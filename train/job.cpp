@@ -320,15 +320,22 @@ bool run_jobs(const std::vector<RunFolder>& runs, size_t memory) try {
   size_t beside = 0;
   for (const Task& task : tasks)
     beside = std::max(beside, results_bytes(task, corpus, engine.width(), engine.threads.count()));
-  size_t text_cache = SIZE_MAX;
+  const bool suffix = std::ranges::any_of(runs, [](auto& r) { return r.settings.placement == "suffix"; });
+  Division all{engine.rows, suffix ? cached_bytes(*engine.model, engine.ops, corpus.tokens) : 0, 0, 1};
   for (const Task& task : tasks) {
     const Division d = divide(engine, task, corpus, pair_tokens, beside);
-    engine.rows = std::min(engine.rows, d.rows), text_cache = std::min(text_cache, d.cache);
-    fprintf(stderr, "memory: %s; a step takes %s and %.2f times the work it would with all it could use\n",
-            human_bytes(engine.memory).c_str(), human_bytes(d.peak).c_str(), d.slower);
+    all = {std::min(all.rows, d.rows), std::min(all.cache, d.cache), std::max(all.peak, d.peak),
+           std::max(all.slower, d.slower)};
   }
-  fprintf(stderr, "memory: %s loaded, %s for results, passes of %ld tokens\n",
-          human_bytes(heap_in_use()).c_str(), human_bytes(beside).c_str(), engine.rows);
+  engine.rows = all.rows;
+  const auto said = [](size_t bytes) { return human_bytes(bytes); };
+  const size_t heap = heap_in_use(), planned = program_bytes + heap + beside + all.peak + all.cache;
+  fprintf(
+      stderr,
+      "memory: %s given, %s planned: program %s, loaded %s, results %s, passes and steps %s, texts %s\n"
+      "memory: passes of %ld tokens; a step does %.2f times the work that it would with all it could use\n",
+      said(engine.memory).c_str(), said(planned).c_str(), said(program_bytes).c_str(), said(heap).c_str(),
+      said(beside).c_str(), said(all.peak).c_str(), said(all.cache).c_str(), all.rows, all.slower);
   shared.end("plan");
   for (size_t i = 0; i < runs.size(); ++i) jobs[i].make_folder(runs[i].config);
   for (Job& job : jobs) job.choose_tfidf();
@@ -345,8 +352,7 @@ bool run_jobs(const std::vector<RunFolder>& runs, size_t memory) try {
           engine.ops.path, engine.threads.count(), human_seconds(work / speed).c_str());
   shared.end("probe");
 
-  const bool suffix = std::ranges::any_of(runs, [](auto& r) { return r.settings.placement == "suffix"; });
-  const TextCache cache(engine, corpus, suffix ? int64_t(text_cache) : -1);
+  const TextCache cache(engine, corpus, suffix ? int64_t(all.cache) : -1);
   if (suffix)
     fprintf(stderr, "text cache: %ld of %.0f texts kept, %.2f GiB\n", cache.kept, count,
             cache.bytes / 0x1p30);

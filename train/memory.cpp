@@ -84,7 +84,6 @@ Division divide(const Engine& engine, const Task& task, const Corpus& corpus, in
   const Model& model = *engine.model;
   const int threads = engine.threads.count();
   const bool suffix = s.where() == Placement::suffix;
-  const int64_t token = key_value_bytes(model, engine.ops.activation) * model.layers;
   const int64_t longest = std::ranges::max(corpus.texts, {}, &Text::count).count;
 
   // Passes take a quarter of the memory at most, or half, or all: the first that can be had.
@@ -100,9 +99,9 @@ Division divide(const Engine& engine, const Task& task, const Corpus& corpus, in
       std::tie(rows, passes) = *at;
   Division best{rows, 0, 0, INFINITY};
 
-  // Keys and values of all texts, and of those that steps read; the last of these share a pass with others.
-  const int64_t all = suffix ? corpus.tokens * token : 0;
-  const int64_t read = std::min(all, (pair_tokens + std::max(best.rows, longest)) * token);
+  // Keys and values of the texts that steps read; the last of these share a pass with others.
+  const int64_t tokens = std::min(corpus.tokens, pair_tokens + std::max(best.rows, longest));
+  const int64_t read = suffix ? cached_bytes(model, engine.ops, tokens) : 0;
   const auto shape = [&](bool cached) {
     StepShape step = step_shape(s, best.rows, longest, cached);
     step.pairs = std::min(step.pairs, std::ssize(task.pairs));
