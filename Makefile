@@ -41,7 +41,7 @@ $(PROGRAMS:%=$(BUILD)/tools/%): $(BUILD)/tools/%: $(BUILD)/tests/tools/%.o $(fil
 	$(Q)$(CXX) $(FLAGS) $^ -o $@ $(LDLIBS)
 
 $(BUILD)/tools/tokenize: $(filter $(BUILD)/model/%,$(OBJ))
-$(BUILD)/tools/parity: $(filter-out $(BUILD)/kernels/%,$(OBJ))
+$(BUILD)/tools/parity $(BUILD)/tools/step_bench: $(filter-out $(BUILD)/kernels/%,$(OBJ))
 
 # The parsers under libFuzzer; make fuzz builds it, with clang.
 $(BUILD)/tools/fuzz: $(OBJ) $(BUILD)/tests/fuzz/fuzz.o
@@ -68,7 +68,7 @@ $(BUILD)/%.o: %.cpp $(BUILD)/flags
 	@echo "  CXX   $<"
 	$(Q)$(CXX) $(FLAGS) $(ISA) -MMD -MP -c $< -o $@
 
-$(BUILD)/faults.so: tests/faults.c $(BUILD)/flags
+$(BUILD)/faults.so $(BUILD)/heap_faults.so: $(BUILD)/%.so: tests/%.c $(BUILD)/flags
 	@echo "  CXX   $<"
 	$(Q)$(CXX) -x c -std=gnu11 -O1 -Wall -Wextra -Werror -shared -fPIC $< -o $@ -ldl
 
@@ -112,7 +112,7 @@ endif
 all: $(QUEST)
 	@$(if $(MAKECMDGOALS),,echo "$(QUEST) is ready; try: ./$(QUEST) help")
 
-tests: $(QUEST) $(BUILD)/tests/all $(BUILD)/faults.so
+tests: $(QUEST) $(BUILD)/tests/all $(BUILD)/faults.so $(BUILD)/heap_faults.so
 
 test: tests
 	@$(BUILD)/tests/all $(if $(TEST),--gtest_filter='$(TEST)')

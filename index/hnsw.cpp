@@ -5,7 +5,6 @@
 #include <hnswlib/hnswlib.h>  // defines functions that are not inline: no other file may include it
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 
 #include "kernels/base/error.h"
@@ -27,7 +26,10 @@ struct Hnsw::State final : hnswlib::SpaceInterface<float> {
   int64_t width;
   hnswlib::HierarchicalNSW<float> graph;
 
-  State(int64_t w, int64_t labels) : width(w), graph(this, labels, links, ef_construction) {}
+  State(int64_t w, int64_t labels) try : width(w), graph(this, labels, links, ef_construction) {
+  } catch (const std::runtime_error&) {  // its own "not enough memory"
+    throw std::bad_alloc();
+  }
   size_t get_data_size() override { return width * sizeof(float); }
   hnswlib::DISTFUNC<float> get_dist_func() override { return distance; }
   void* get_dist_func_param() override { return &width; }
@@ -129,16 +131,10 @@ Hnsw::Hnsw(const std::string& path, int64_t labels, int64_t width) : state_(new 
 Ranked Hnsw::search(Vectors queries, int64_t k, Threads& threads) const {
   require_width(queries, state_->width);
   Ranked lists(queries.count, k);
-  std::atomic<bool> failed = false;  // an exception must not leave a worker
   threads.each(queries.count, [&](int64_t q, int) {
-    try {
-      for (auto found = state_->graph.searchKnn(queries.row(q), std::max(k, ef)); !found.empty(); found.pop())
-        if (std::isfinite(found.top().first)) lists.offer(q, -found.top().first, found.top().second);
-    } catch (const std::exception&) {
-      failed = true;
-    }
+    for (auto found = state_->graph.searchKnn(queries.row(q), std::max(k, ef)); !found.empty(); found.pop())
+      if (std::isfinite(found.top().first)) lists.offer(q, -found.top().first, found.top().second);
   });
-  if (failed) fail(Exit::machine, "HNSW index: searching failed; free memory or use the exact scan");
   return lists;
 }
 

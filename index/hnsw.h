@@ -26,7 +26,7 @@ class Hnsw {
   void save(const std::string& path) const;
 
   // The k nearest labels it finds, in the order and with the scores of exact_top_k, to the bit, for any
-  // number of threads. Throws Error(input) for another width, Error(machine) when memory runs out.
+  // number of threads. Throws Error(input) for another width.
   Ranked search(Vectors queries, int64_t k, Threads&) const;
 
  private:

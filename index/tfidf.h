@@ -47,7 +47,7 @@ class Tfidf {
       idf_.push_back(end < 2 ? 0 : std::log((1 + all) / (1.0 + end)) + 1);
       end = std::exchange(total, total + end);  // where the word's texts begin, until they are in
     }
-    take(total * sizeof texts_[0] + labels * (sizeof(double) + sizeof(float)));
+    take(total * sizeof texts_[0] + labels * (sizeof(double) + sizeof(float) + 48));  // 48: of a word's sums
     texts_.resize(total);
     each_text(false, [&](int64_t i, SparseVector vector) {
       weigh(vector);
@@ -72,9 +72,10 @@ class Tfidf {
     const size_t work = (rows + 3 * labels) * sizeof(float) * threads.count();
     take(work + queries * k * 4 * 8);
     std::array<Ranked, 4> lists;
-    lists.fill(Ranked(queries, k));
+    for (Ranked& list : lists) list = Ranked(queries, k);
     // Of each thread: cosines of the training queries, then each label's scores by the first three methods.
-    std::vector<std::vector<float>> works(threads.count(), std::vector<float>(rows + 3 * labels));
+    std::vector<std::vector<float>> works(threads.count());
+    for (auto& own : works) own.resize(rows + 3 * labels);
     threads.each(queries, [&](int64_t query, int thread) {
       std::ranges::fill(works[thread], 0.0f);
       float* const cosines = works[thread].data();
@@ -124,7 +125,10 @@ class Tfidf {
     std::string scratch;
     each_word(text, scratch, [&](std::string_view word) {
       auto found = words_.find(word);
-      if (found == words_.end() && learn) found = words_.emplace(word, words_.size()).first;
+      if (found == words_.end() && learn) {
+        take(112 + (word.size() > 15 ? word.size() + 17 : 0));  // the map's node, weight, end
+        found = words_.emplace(word, words_.size()).first;
+      }
       if (found != words_.end()) ++counts[found->second];
     });
     return {counts.begin(), counts.end()};
@@ -137,8 +141,9 @@ class Tfidf {
 
   void take(size_t bytes) {
     if (bytes > room_)
-      fail(Exit::machine, "memory: TF-IDF needs %zu bytes, and %zu are left; give %zu more by --memory",
-           bytes, room_, bytes - room_);
+      fail(Exit::machine,
+           "memory: TF-IDF needs at least %zu bytes more than are left; give a larger --memory",
+           bytes - room_);
     room_ -= bytes;
   }
 

@@ -40,7 +40,7 @@ int embed(const EmbedOptions& o, const std::vector<std::string>& arguments) {
   std::vector<int32_t> numbers;
   for (const std::string& text : read_texts(arguments))
     numbers.push_back(corpus.add(*engine.tokenizer, s, text, "", o.label ? s.label_text : s.query_text));
-  reserve_for(engine, encoder, corpus.texts, numbers, numbers.size() * engine.width() * 4);
+  reserve_for(engine, encoder, corpus.texts, numbers.size() * engine.width() * 4);
   auto e = engine.embed(encoder, corpus.texts, numbers, "texts");
   engine.normalize(e, engine.view(prompt.mean));
   write_npy(o.out, {e.data(), std::ssize(numbers), engine.width()});

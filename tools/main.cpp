@@ -1,12 +1,20 @@
+#include <malloc.h>
+
+#include <cstdio>
+#include <new>
 #include <vector>
 
 #include "tools/commands.h"
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
+  mallopt(M_MMAP_THRESHOLD, 128 << 10);  // and it stays there: what is large goes back when it is freed
   std::vector<quest::Command> commands;
   for (const auto& of_file :
        {quest::train_commands(), quest::plan_commands(), quest::answer_commands(), quest::data_commands(),
         quest::quantize_commands(), quest::embed_commands(), quest::reproduce_commands()})
     commands.insert(commands.end(), of_file.begin(), of_file.end());
   return quest::run_commands(commands, argc, argv);
+} catch (const std::bad_alloc&) {
+  fprintf(stderr, "quest: no memory is left, not even to begin\n");
+  return 4;
 }

@@ -80,7 +80,7 @@ struct Run {
     Encoder encoder = engine.encoder(settings, p);
     const int64_t found = std::ssize(texts) * (engine.width() * 4 + (k + depth) * 8);
     const int64_t graph = options.hnsw ? Hnsw::bytes(l.rows, l.cols, engine.threads.count()) : 0;
-    reserve_for(engine, encoder, corpus.texts, texts, found + graph);
+    reserve_for(engine, encoder, corpus.texts, found + graph);
     auto e = engine.embed(encoder, corpus.texts, texts, "texts");
     engine.normalize(e, mean);
     const Vectors vectors{static_cast<const float*>(l.data), l.rows, l.cols},
@@ -144,6 +144,7 @@ int evaluate_run(const RunOptions& o) {
 // Rows of a .npy file, chosen and made unit vectors.
 std::vector<float> unit_rows(const Npy& file, const std::vector<int32_t>& rows) {
   std::vector<float> out;
+  out.reserve(rows.size() * file.vectors.width);
   for (const int32_t row : rows) {
     const float* x = file.vectors.row(row);
     double squares = 0;
@@ -258,13 +259,13 @@ std::vector<Command> answer_commands() {
              if (labels.empty() != o->bring.empty())
                fail(Exit::usage,
                     "--bring: expected two files, QUERIES.npy and LABELS.npy, found one; give both");
-             const bool of_run = !o->run.empty() || !o->out.empty() || o->hnsw || o->keep_own;
+             const bool of_run = !o->run.empty() || !o->out.empty() || o->hnsw || o->keep_own || o->memory;
              const Settings& p = o->settings;
              const bool of_data = !p.data.empty() || p.min_positives || p.test_queries;
              if (labels.empty() ? of_data : of_run)
                fail(
                    Exit::usage,
-                   "quest eval: --run, --out, --hnsw and --keep-own belong to a run, --data, --min-positives "
+                   "quest eval: --run, --out, --hnsw, --keep-own and --memory belong to a run, --data, --min-positives "
                    "and --test-queries to --bring; leave the others out");
              return labels.empty() ? evaluate_run(*o) : evaluate_brought(*o, labels[0]);
            }},

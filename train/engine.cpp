@@ -28,6 +28,7 @@ Engine::Engine(const Settings& s, size_t bytes)
       tokenizer(new Tokenizer(read_vocabulary(model->path))),
       threads(s.threads),
       memory(bytes ? bytes : available_memory() / 10 * 8),
+      loading(s.quant == "nf4" ? std::max(model->mlp, model->q_width()) * model->width * 4 : 0),
       ops(cpu_ops(s.kernels.empty() ? nullptr : s.kernels.c_str(), s.activation())),
       context{&ops, &threads, nullptr, &flops, &again},
       rows(s.rows) {
@@ -40,13 +41,13 @@ Engine::Engine(const Settings& s, size_t bytes)
 }
 
 size_t Engine::room(size_t beside) const {
-  const size_t taken = program_bytes + heap_in_use() + beside;
+  const size_t taken = program_bytes + heap_in_use() + std::max(beside, loading);
   return memory - std::min(memory, taken);
 }
 
 void Engine::reserve(size_t bytes) {
   malloc_trim(0);  // what loading freed
-  arena = std::make_unique<Arena>(bytes);
+  arena = std::make_unique<Arena>(std::max<size_t>(bytes, 1));
   context.arena = arena.get();
 }
 
@@ -88,11 +89,16 @@ std::vector<float> Engine::embed(const Encoder& encoder, const std::vector<Text>
   std::vector<float> out(numbers.size() * width());
   Progress progress(label, numbers.size(), "texts");
   int64_t first = 0;
-  each_part(texts, numbers, [&](const Text* part, int64_t n) {
-    embed_texts(encoder, part, n, rows_of(view(out), first, n));
+  std::vector<Text> part;
+  for (const int32_t& t : numbers) {
+    part.push_back(texts[t]);
+    const int64_t n = std::ssize(part);
+    if (n < part_texts && &t != &numbers.back()) continue;
+    embed_texts(encoder, part.data(), n, rows_of(view(out), first, n));
+    part.clear();
     first += n;
     progress.add(n);
-  });
+  }
   return out;
 }
 

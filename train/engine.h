@@ -22,18 +22,19 @@ struct Stopped {};   // thrown between two pieces of work that a later --resume 
 // What a process takes beside its heap and its arena: the program's own data, stacks, and pages that the heap
 // could not give back.
 constexpr size_t program_bytes = 24 << 20;
+constexpr int64_t part_texts = 256;  // texts that are embedded at once
 
 struct Engine {
   // Loads the model; throws Error. memory: bytes that the process may take; 0: 0.8 of what is available.
   explicit Engine(const Settings&, size_t memory = 0);
   void require_fitting(const Settings&) const;  // texts, prompt and lengths; throws Error(usage)
-  size_t room(size_t beside) const;             // bytes left when so many more are taken beside them, or 0
+  size_t room(size_t beside) const;             // bytes left when results take so many, or 0
   void reserve(size_t bytes);                   // makes the arena, before any text is embedded
 
   std::unique_ptr<Model> model;
   std::unique_ptr<Tokenizer> tokenizer;
   Threads threads;
-  size_t memory;
+  size_t memory, loading;  // loading: bytes that the model took besides, while it was quantised
   std::unique_ptr<Arena> arena;
   Ops ops;
   double flops = 0;  // counted so far: linear layers, 2 a weight and row
@@ -44,7 +45,7 @@ struct Engine {
   int64_t width() const { return model->width; }
   Encoder encoder() const { return {.model = *model, .context = context, .prompt = {}, .rows = rows}; }
   Encoder encoder(const Settings&, View prompt) const;  // placement and pooling of the settings
-  // Embeddings [numbers,d] of some of the texts.
+  // Embeddings [numbers,d] of some of the texts, so many at once.
   std::vector<float> embed(const Encoder&, const std::vector<Text>& texts,
                            const std::vector<int32_t>& numbers, const char* label);
   // Makes rows [n,d] unit vectors; mean [1,d]: subtracted first, or [0,d].
@@ -75,15 +76,6 @@ struct Corpus {
 // Bytes of the keys and values of so many tokens, in all layers.
 inline size_t cached_bytes(const Model& model, const Ops& ops, int64_t tokens) {
   return tokens * key_value_bytes(model, ops.activation) * model.layers;
-}
-
-// Calls f(Text*, texts) for each part of some of the texts that is embedded at once.
-void each_part(const std::vector<Text>& texts, const std::vector<int32_t>& numbers, auto&& f) {
-  std::vector<Text> part;
-  for (const int32_t& t : numbers) {
-    part.push_back(texts[t]);
-    if (std::ssize(part) == 256 || &t == &numbers.back()) f(part.data(), std::ssize(part)), part.clear();
-  }
 }
 
 // Passes over all texts, without a prompt, for last and mean [texts,d] acc; keeps the keys and values of the

@@ -317,9 +317,12 @@ bool run_jobs(const std::vector<RunFolder>& runs, size_t memory) try {
   const int64_t pair_tokens = corpus.tokens;
   for (Task& task : tasks) task.collect_others(*engine.tokenizer, corpus);
   shared.end("tokenise");
-  size_t beside = 0;
-  for (const Task& task : tasks)
+  size_t beside = 0, metrics = 0;
+  for (const Task& task : tasks) {
     beside = std::max(beside, results_bytes(task, corpus, engine.width(), engine.threads.count()));
+    metrics += metrics_bytes(task);
+  }
+  beside += metrics;
   const bool suffix = std::ranges::any_of(runs, [](auto& r) { return r.settings.placement == "suffix"; });
   Division all{engine.rows, suffix ? cached_bytes(*engine.model, engine.ops, corpus.tokens) : 0, 0, 1};
   for (const Task& task : tasks) {
@@ -337,9 +340,9 @@ bool run_jobs(const std::vector<RunFolder>& runs, size_t memory) try {
       said(engine.memory).c_str(), said(planned).c_str(), said(program_bytes).c_str(), said(heap).c_str(),
       said(beside).c_str(), said(all.peak).c_str(), said(all.cache).c_str(), all.rows, all.slower);
   shared.end("plan");
-  for (size_t i = 0; i < runs.size(); ++i) jobs[i].make_folder(runs[i].config);
   for (Job& job : jobs) job.choose_tfidf();
-  engine.reserve(engine.room(beside));
+  for (size_t i = 0; i < runs.size(); ++i) jobs[i].make_folder(runs[i].config);
+  engine.reserve(all.peak + all.cache);
   shared.begin();
   const double count = corpus.texts.size(), length = corpus.tokens / count;
   double work = corpus.tokens;

@@ -9,43 +9,68 @@ namespace quest {
 
 namespace {
 
-// Rehearses passes over texts; returns the bytes of arena that they take.
-struct Passes {
-  const Encoder& encoder;
-  Rehearsal rehearsal{*encoder.context.ops, encoder.context.threads->count(), false};
-  Encoder e{encoder.model,   rehearsal.context, encoder.placement,
-            encoder.pooling, encoder.prompt,    encoder.rows};
+constexpr size_t group_bytes = 2 * sizeof(Group);  // of a text, in a pass
+
+// A pass over texts that takes as much as any may: its texts have n or fewer places, `tokens` in all, the
+// first one has `longest`.
+struct Rehearsed {
+  const Encoder& like;
+  Rehearsal rehearsal{*like.context.ops, like.context.threads->count(), false};
+  Encoder e{like.model, rehearsal.context, like.placement, like.pooling, like.prompt, like.rows};
+  std::vector<int32_t> ids = {};  // which the graph reads, and not the ops
+  std::vector<Text> texts = {};
   float number = 0;
 
   View row(int64_t rows) { return {&number, Type::f32, rows, e.model.width, e.model.width}; }
-  Passes& embed(const std::vector<Text>& texts, const std::vector<int32_t>& numbers) {
-    each_part(texts, numbers, [&](const Text* part, int64_t n) { embed_texts(e, part, n, row(n)); });
-    return *this;
+  void add(int64_t count, int64_t length, const void* kept = nullptr) {
+    ids.resize(std::max<size_t>(ids.size(), length));
+    const auto* data = static_cast<const std::byte*>(kept);
+    for (; count > 0; --count)
+      texts.push_back({nullptr, int32_t(length), {const_cast<std::byte*>(data), 0, kept ? length : 0}});
   }
-  size_t peak() { return rehearsal.plan().peak; }
+  // Runs the pass; returns the bytes of arena that it took.
+  size_t embed() {
+    for (Text& t : texts) t.tokens = ids.data();
+    Scratch scope(*e.context.arena);
+    const Pass prefix = prefix_pass(e, forward_only);
+    const int64_t n = std::ssize(texts);
+    embed_pass(e, with_keys_values(e, texts.data(), n), n, prefix.own, forward_only, row(n));
+    return rehearsal.plan().peak;
+  }
+  size_t text_pass() {
+    for (Text& t : texts) t.tokens = ids.data();
+    const View all = row(std::ssize(texts));
+    e.rows = INT64_MAX;
+    text_passes(e, texts, -1, all, all, [](int64_t, int64_t) {});
+    return rehearsal.plan().peak;
+  }
 };
 
-std::vector<int32_t> validation_texts(const Task& task) {
-  std::vector<int32_t> texts;
-  for (const int32_t l : task.validation_labels) texts.push_back(task.label_texts[l]);
-  return texts;
+// Bytes of arena that embedding any texts of at most `longest` tokens takes, whether they are kept or not.
+size_t embedding_bytes(const Encoder& encoder, int64_t longest) {
+  Rehearsed r{encoder};
+  const int64_t rows = encoder.rows, tokens = std::max(rows, longest);
+  if (encoder.placement == Placement::suffix) {  // embed_texts: 4 rows and one text wait, others may be kept
+    const int64_t n = std::min<int64_t>(part_texts, rows / encoder.prompt.rows + 1);
+    const int64_t waiting = std::min(n, (4 * rows + longest - 1) / longest + 1);
+    r.add(n - waiting, longest, &r), r.add(waiting, longest);
+    r.e.rows = rows + longest;  // full texts fill a pass as shorter ones may
+  } else {
+    const int64_t n = std::min(part_texts, rows);
+    r.add(1, longest);
+    if (n > 1) r.add(n - 1, (tokens - longest + n - 2) / (n - 1) + (tokens == longest));
+  }
+  return r.embed() + longest * group_bytes;
 }
 
-// Of the text pass, and of every embedding of the job with no text's keys and values at hand.
-size_t passes_peak(const Engine& engine, const Task& task, const Corpus& corpus, int64_t rows) {
-  std::vector<Text> texts = corpus.texts;
+// Of the text pass and every embedding of the job.
+size_t passes_bytes(const Engine& engine, const Settings& s, int64_t rows, int64_t longest) {
   Encoder plain = engine.encoder();
-  plain.rows = rows;
-  Passes text_pass{plain};
-  const View all = text_pass.row(std::ssize(texts));
-  text_passes(text_pass.e, texts, -1, all, all, [](int64_t, int64_t) {});
-
-  Encoder encoder = engine.encoder(task.settings, text_pass.row(task.settings.prompt_rows));
+  Rehearsed r{plain};
+  r.add(1, longest), r.add(std::max<int64_t>(0, rows - longest), 1);
+  Encoder encoder = engine.encoder(s, r.row(s.prompt_rows));
   encoder.rows = rows;
-  Passes passes{encoder};
-  passes.embed(texts, task.validation.texts).embed(texts, validation_texts(task));
-  passes.embed(texts, task.label_texts).embed(texts, task.test.texts);
-  return std::max(text_pass.peak(), passes.peak());
+  return std::max(r.text_pass() + longest * group_bytes, embedding_bytes(encoder, longest));
 }
 
 [[noreturn]] void too_little(const Engine& engine, size_t beside, size_t least) {
@@ -61,20 +86,25 @@ size_t passes_peak(const Engine& engine, const Task& task, const Corpus& corpus,
 
 }  // namespace
 
+size_t metrics_bytes(const Task& task) {
+  return 16 * 2 * 8 * task.test.queries.size() +
+         4 * 8 * task.labels.size();  // of queries, 16 times; of labels
+}
+
 size_t results_bytes(const Task& task, const Corpus& corpus, int64_t width, int threads) {
   const int64_t L = task.labels.size(), Q = task.test.queries.size(), V = task.validation.queries.size();
   const int64_t ranked = std::ssize(task.validation_labels), row = width * 4;
-  const auto lists = [](const Side& side, int64_t queries) {  // longer ones, and what is left of them
-    return queries * (2 * depth + side.most_dropped) * 8;
+  const auto lists = [](const Side& side, int64_t queries) {  // longer ones, and what is left of them, twice
+    return queries * (3 * depth + side.most_dropped) * 8;
   };
   const int64_t states = std::ssize(corpus.texts) * (sizeof(Text) + 2 * row);  // without a prompt
-  const int64_t prompts = 8 * task.settings.prompt_rows * row;                 // of the training's state
+  const int64_t training = 8 * task.settings.prompt_rows * row + std::ssize(task.pairs) * 4;
   const int64_t validating = (V + ranked) * row + lists(task.validation, V);
-  const int64_t metrics = 16 * 2 * 8 * Q + 4 * 8 * L;  // hits of each query, 16 times; counts of labels
-  const int64_t evaluating = (L + Q) * row + lists(task.test, Q) + metrics;
+  const int64_t choosing = (L + V) * row + lists(task.validation, V);
+  const int64_t evaluating = (L + Q) * row + lists(task.test, Q);
   const int64_t indexing =
-      (L + Q) * row + metrics + Hnsw::bytes(L, width, threads) + lists(task.test, std::min<int64_t>(Q, 1000));
-  return states + prompts + std::max({validating, evaluating, indexing});
+      (L + Q) * row + Hnsw::bytes(L, width, threads) + 2 * lists(task.test, std::min<int64_t>(Q, 1000));
+  return states + training + std::max({validating, choosing, evaluating, indexing});
 }
 
 Division divide(const Engine& engine, const Task& task, const Corpus& corpus, int64_t pair_tokens,
@@ -86,18 +116,10 @@ Division divide(const Engine& engine, const Task& task, const Corpus& corpus, in
   const bool suffix = s.where() == Placement::suffix;
   const int64_t longest = std::ranges::max(corpus.texts, {}, &Text::count).count;
 
-  // Passes take a quarter of the memory at most, or half, or all: the first that can be had.
-  std::vector<std::pair<int64_t, int64_t>> sizes;  // tokens of a pass, and what it takes
-  for (int64_t rows = s.rows;
-       sizes.empty() || (sizes.back().second > bytes / 4 && rows != sizes.back().first);
-       rows = (rows + 1) / 2)
-    sizes.emplace_back(rows, passes_peak(engine, task, corpus, rows));
-  auto [rows, passes] = sizes.back();
-  for (const int64_t most : {bytes, bytes / 2, bytes / 4})
-    if (const auto at = std::ranges::find_if(sizes, [&](auto& x) { return x.second <= most; });
-        at != sizes.end())
-      std::tie(rows, passes) = *at;
-  Division best{rows, 0, 0, INFINITY};
+  Division best{s.rows, 0, 0, INFINITY};  // passes take half of the memory at most, if they can
+  int64_t passes;
+  while ((passes = passes_bytes(engine, s, best.rows, longest)) > bytes / 2 && best.rows > 1)
+    best.rows = (best.rows + 1) / 2;
 
   // Keys and values of the texts that steps read; the last of these share a pass with others.
   const int64_t tokens = std::min(corpus.tokens, pair_tokens + std::max(best.rows, longest));
@@ -121,34 +143,39 @@ Division divide(const Engine& engine, const Task& task, const Corpus& corpus, in
     if (room < 0 || (cached && read > s.text_cache)) continue;
     const auto [policy, fits] =
         choose_policy(model, engine.ops, threads, shape(cached), room, s.micro, s.spacing);
-    if (!fits) continue;
     const Plan step = plan(policy, cached);
     const int64_t peak = std::max<int64_t>(step.peak, passes);
-    if (peak > room) continue;
-    const int64_t cache = std::min(s.text_cache, bytes - peak);
-    const double share = cached ? 1 : std::min(1.0, static_cast<double>(cache) / read);
-    const double slower = (share * cost(policy, true) + (1 - share) * cost(policy, false)) / cost({}, true);
-    if (slower < best.slower) best = {best.rows, size_t(cache), size_t(peak), slower};
-    if (!suffix || (cached && step.again == 0)) break;
+    if (fits && peak <= room) {
+      const int64_t cache = std::min(s.text_cache, bytes - peak);
+      const double share = cached ? 1 : std::min(1.0, static_cast<double>(cache) / read);
+      const double slower = (share * cost(policy, true) + (1 - share) * cost(policy, false)) / cost({}, true);
+      if (slower < best.slower) best = {best.rows, size_t(cache), size_t(peak), slower};
+    }
+    if (!suffix || (fits && cached && step.again == 0)) break;
   }
   if (best.slower < INFINITY) return best;
 
   best.rows = 1;
+  passes = passes_bytes(engine, s, 1, longest);
   size_t least = SIZE_MAX;
   for (const int64_t spacing : spacings(model, s.spacing))
-    least = std::min(least, plan({s.micro ? s.micro : 1, 0, spacing}, false).peak);
-  too_little(engine, beside, std::max(least, passes_peak(engine, task, corpus, 1)));
+    for (const bool cached : {false, true}) {
+      const Policy p{s.micro ? s.micro : 1, 0, spacing};
+      if (cached && read > s.text_cache) continue;
+      least = std::min(least, std::max<size_t>(plan(p, cached).peak, passes) + (cached ? read : 0));
+    }
+  too_little(engine, beside, least);
 }
 
-void reserve_for(Engine& engine, Encoder& encoder, const std::vector<Text>& texts,
-                 const std::vector<int32_t>& numbers, size_t beside) {
+void reserve_for(Engine& engine, Encoder& encoder, const std::vector<Text>& texts, size_t beside) {
+  if (texts.empty()) return;
+  const int64_t longest = std::ranges::max(texts, {}, &Text::count).count;
   const size_t bytes = engine.room(beside);
-  for (;; encoder.rows = (encoder.rows + 1) / 2) {
-    const size_t peak = Passes{encoder}.embed(texts, numbers).peak();
-    if (peak <= bytes) break;
-    if (encoder.rows == 1) too_little(engine, beside, peak);
-  }
-  engine.reserve(bytes);
+  size_t passes;
+  while ((passes = embedding_bytes(encoder, longest)) > bytes && encoder.rows > 1)
+    encoder.rows = (encoder.rows + 1) / 2;
+  if (passes > bytes) too_little(engine, beside, passes);
+  engine.reserve(passes);
 }
 
 }  // namespace quest

@@ -6,8 +6,10 @@
 
 namespace quest {
 
-// Bytes of the heap that a job's results take from the text pass on, when most of them are there at once.
+// Bytes of the heap that a job's results take from the text pass on, when most of them are there at once; and
+// its metrics, from TF-IDF's on.
 size_t results_bytes(const Task&, const Corpus&, int64_t width, int threads);
+size_t metrics_bytes(const Task&);
 
 struct Division {
   int64_t rows;   // tokens of a pass over texts
@@ -15,13 +17,12 @@ struct Division {
   size_t peak;    // of passes and steps, beside the cache
   double slower;  // work of a step, as a multiple of that with all the memory it could use
 };
-// The fastest division of the bytes that are left when results take `beside`. pair_tokens: of the texts that
-// steps read. Throws Error(machine) when nothing fits, with the least that would.
+// Of the divisions tried, the fastest of the bytes that are left when results take `beside`. pair_tokens: of
+// the texts that steps read. Throws Error(machine) when nothing fits, with the least that would.
 Division divide(const Engine&, const Task&, const Corpus&, int64_t pair_tokens, size_t beside);
 
-// Makes the arena for embedding some texts; as many tokens a pass, up to the encoder's, as there is memory
-// for when results take `beside` more. Throws Error(machine).
-void reserve_for(Engine&, Encoder&, const std::vector<Text>&, const std::vector<int32_t>& numbers,
-                 size_t beside);
+// Makes the arena for embedding texts; as many tokens a pass, up to the encoder's, as there is memory for
+// when results take `beside`. Throws Error(machine).
+void reserve_for(Engine&, Encoder&, const std::vector<Text>&, size_t beside);
 
 }  // namespace quest

@@ -132,10 +132,9 @@ void Trainer::start() {
   state.m = state.v = std::vector<float>(state.prompt.size());
   if (settings_.centre) {
     const Encoder encoder = engine_.encoder(settings_, engine_.view(state.prompt));
-    auto e = engine_.embed(encoder, cached_, task_.validation.texts, "centre, queries");
-    const auto labels = engine_.embed(encoder, cached_, validation_texts(), "centre, labels");
-    e.insert(e.end(), labels.begin(), labels.end());
-    state.mean = engine_.mean_of(e);
+    std::vector<int32_t> texts = task_.validation.texts, labels = validation_texts();
+    texts.insert(texts.end(), labels.begin(), labels.end());
+    state.mean = engine_.mean_of(engine_.embed(encoder, cached_, texts, "centre"));
   }
   state.start_score = state.best_score = validate();
   state.flops = engine_.flops - work, state.seconds = now_seconds() - begin;
@@ -174,14 +173,8 @@ Policy Trainer::policy() const {
   StepShape shape = step_shape(s, engine_.rows, longest, cached);
   shape.pairs = std::min(shape.pairs, std::ssize(task_.pairs));
   const int threads = engine_.threads.count();
-  const size_t room = engine_.arena->room();
-  const auto [policy, fits] = choose_policy(model, engine_.ops, threads, shape, room, s.micro, s.spacing);
-  if (!fits)
-    fail(
-        Exit::machine,
-        "memory: a step of %ld pairs needs about %.2f GiB, and %.2f GiB are left; lower --batch, --length or "
-        "--text-cache, or leave out --micro and --spacing",
-        shape.pairs, plan_step(model, engine_.ops, threads, shape, policy).peak / 0x1p30, room / 0x1p30);
+  const Policy policy =
+      choose_policy(model, engine_.ops, threads, shape, engine_.arena->room(), s.micro, s.spacing).policy;
   if (policy.micro < 2 * shape.pairs || policy.spacing < model.layers)
     fprintf(stderr, "memory: %s\n", describe(policy, 2 * shape.pairs, model.layers).c_str());
   return policy;

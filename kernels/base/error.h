@@ -3,6 +3,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <new>
 #include <stdexcept>
 #include <string>
 
@@ -24,7 +25,7 @@ struct Error : std::runtime_error {
 
 inline std::string vformat(const char* format, va_list arguments) {
   char* text = nullptr;
-  if (vasprintf(&text, format, arguments) < 0) abort();  // no memory left for one sentence
+  if (vasprintf(&text, format, arguments) < 0) throw std::bad_alloc();
   const std::string s = text;
   free(text);
   return s;

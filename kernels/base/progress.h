@@ -28,7 +28,12 @@ class Progress {
  public:
   Progress(const std::string& label, double total, const std::string& unit)
       : label_(label), unit_(unit), total_(total) {}
-  ~Progress() { print(true); }  // the closing line
+  ~Progress() {  // the closing line, if there is memory for it
+    try {
+      print(true);
+    } catch (const std::bad_alloc&) {
+    }
+  }
   void add(double amount, const std::string& note = "") {
     done_ += amount;
     note_ = note;

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <barrier>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <thread>
 #include <vector>
@@ -17,13 +18,19 @@ class Threads {
   // idle: counts them, but starts none and does no work (for a rehearsal).
   explicit Threads(int count, bool idle = false)
       : count_(count > 0 ? count : allowed_cpus()), idle_(idle), gate_(idle ? 1 : count_) {
-    for (int t = 1; t < count_ && !idle; ++t)
-      workers_.emplace_back([this, t] {
-        while (gate_.arrive_and_wait(), work_) {
-          work_(t);
-          gate_.arrive_and_wait();
-        }
-      });
+    workers_.reserve(count_);
+    try {
+      for (int t = 1; t < count_ && !idle; ++t)
+        workers_.emplace_back([this, t] {
+          while (gate_.arrive_and_wait(), work_) {
+            work_(t);
+            gate_.arrive_and_wait();
+          }
+        });
+    } catch (...) {  // those that did start end
+      (void)gate_.arrive(count_ - std::ssize(workers_));
+      throw;
+    }
   }
   ~Threads() {
     work_ = nullptr;  // the threads end
@@ -32,18 +39,30 @@ class Threads {
 
   int count() const { return count_; }
 
-  // Calls f(item, thread) for every item in [0, items); returns when all are done. f must not throw.
+  // Calls f(item, thread) for every item in [0, items); returns when all are done. What f throws first ends
+  // the work, and is thrown again.
   void each(int64_t items, auto&& f) {
     if (idle_) return;
     std::atomic<int64_t> next = 0;
+    std::atomic_flag failed;
+    std::exception_ptr error;
     const auto work = [&](int thread) {
-      for (int64_t item; (item = next++) < items;) f(item, thread);
+      try {
+        for (int64_t item; (item = next++) < items;) f(item, thread);
+      } catch (...) {
+        next = items;
+        if (!failed.test_and_set()) error = std::current_exception();
+      }
     };
-    if (items <= 1) return work(0);  // not worth waking the others
-    work_ = std::ref(work);
-    gate_.arrive_and_wait();
-    work(0);
-    gate_.arrive_and_wait();
+    if (items <= 1) {
+      work(0);  // not worth waking the others
+    } else {
+      work_ = std::ref(work);
+      gate_.arrive_and_wait();
+      work(0);
+      gate_.arrive_and_wait();
+    }
+    if (error) std::rethrow_exception(error);
   }
 
  private:

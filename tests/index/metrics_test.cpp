@@ -183,6 +183,27 @@ TEST(Bootstrap, IntervalOfANormalMean) {
   expect_near(interval.high, 3 + 0.392, 0.03, "high");
 }
 
+// The resamples as their definition draws them: the 26th from each end of 1,000.
+TEST(Bootstrap, IntervalIsOfTheSortedMeans) {
+  constexpr size_t n = 37, resamples = 1000;
+  std::vector<double> a(n), b(n), means;
+  for (size_t i = 0; i < n; ++i) a[i] = random_uniform(2, 1, i), b[i] = random_uniform(2, 2, i);
+  for (size_t r = 0; r < resamples; ++r) {
+    double sum = 0;
+    for (size_t i = 0; i < n; ++i) {
+      const size_t at = (random_bits(9, r, i) >> 32) * n >> 32;
+      sum += b[at] - a[at];
+    }
+    means.push_back(sum / n);
+  }
+  std::sort(means.begin(), means.end());
+  Threads threads(2);
+  const Interval interval = paired_bootstrap(a, b, 9, threads, resamples);
+  expect_near(interval.low, means[25], 1e-15, "low");
+  expect_near(interval.high, means[resamples - 26], 1e-15, "high");
+  EXPECT_TRUE(means[24] < means[25] - 1e-12 && means[25] < means[26] - 1e-12);
+}
+
 // With one query in two of difference 1, a resample's mean is binomial(n, 1/2) / n: its tails are known
 // exactly.
 TEST(Bootstrap, BinomialTails) {
