@@ -123,7 +123,7 @@ std::vector<Command> plan_commands() {
   std::vector<Option> options = {
       {"model", 'm', &o->model, "NAME", "such as llama-7b or smollm2-135m, or a config.json or its folder"},
       {"gpu", 0, &o->gpu, "SIZE", "memory of a GPU, which also holds the weights", 1},
-      {"memory", 0, &o->memory, "SIZE", "memory of the host; without it 0.8 of what is available", 1},
+      {"memory", 0, &o->memory, "SIZE", "memory of the host for this; without it 0.8 of what there is", 1},
       {"json", 0, &o->json, "", "every allocation, for machines"}};
   constexpr std::string_view shared =
       " quant length placement pooling prompt-rows batch symmetric precision threads text-cache rows micro "

@@ -265,8 +265,8 @@ std::vector<Command> answer_commands() {
              if (labels.empty() ? of_data : of_run)
                fail(
                    Exit::usage,
-                   "quest eval: --run, --out, --hnsw, --keep-own and --memory belong to a run, --data, --min-positives "
-                   "and --test-queries to --bring; leave the others out");
+                   "quest eval: --run, --out, --hnsw, --keep-own and --memory belong to a run, --data, "
+                   "--min-positives and --test-queries to --bring; leave the others out");
              return labels.empty() ? evaluate_run(*o) : evaluate_brought(*o, labels[0]);
            }},
       {.name = "info",

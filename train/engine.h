@@ -78,8 +78,8 @@ inline size_t cached_bytes(const Model& model, const Ops& ops, int64_t tokens) {
   return tokens * key_value_bytes(model, ops.activation) * model.layers;
 }
 
-// Passes over all texts, without a prompt, for last and mean [texts,d] acc; keeps the keys and values of the
-// first ones, up to `limit` bytes, in the arena. f(tokens, bytes kept) after each pass; bytes 0: not kept.
+// Passes over all texts, without a prompt, for last and mean [texts,d] acc; keeps keys and values, from the
+// first texts on what fits into `limit` bytes, in the arena. f(tokens, bytes kept) after each pass; bytes 0: not kept.
 void text_passes(const Encoder&, std::vector<Text>& texts, int64_t limit, View last, View mean,
                  const std::function<void(int64_t, int64_t)>& f);
 

@@ -219,6 +219,29 @@ TEST(Tfidf, ThreadsAndReportsChangeNothing) {
   }
 }
 
+// It says before it takes them which bytes it needs: for its words, for the texts by word, for a ranking.
+TEST(Tfidf, TakesNoMoreThanItsRoom) {
+  const std::vector<std::string> queries(50, "plum tree a very uncommonly long word"), labels(20, "plum");
+  std::vector<int64_t> offsets{0};
+  std::vector<int32_t> columns;
+  for (int32_t i = 0; i < 50; ++i) columns.push_back(i % 20), offsets.push_back(i + 1);
+  Threads threads(2);
+  const auto enough = [&](size_t room) {
+    try {
+      Tfidf tfidf(text_of(queries), {offsets, columns}, text_of(labels), 20, room);
+      tfidf.rank(text_of(queries), 50, {}, 5, threads);
+      return true;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code, Exit::machine);
+      return false;
+    }
+  };
+  size_t low = 0, high = 1 << 20;
+  while (high - low > 1) (enough((low + high) / 2) ? high : low) = (low + high) / 2;
+  // 7 words; 7 of each query and 1 of each label; 20 labels; two threads' 50 + 3 * 20 numbers; four lists.
+  EXPECT_EQ(high, 7 * 112u + 370 * 8 + 20 * 60 + 2 * 110 * 4 + 4 * 50 * 5 * 8);
+}
+
 TEST(Tfidf, EmptyTextsAndNothingToLearn) {
   const Texts queries = {"", "a b"}, labels = {"", "a b", "\xff\xfe"};
   Training training;

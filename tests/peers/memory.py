@@ -5,18 +5,19 @@
     python tests/peers/memory.py MODEL.gguf [--batches 64,256,1024] [--memory 1.5e9] [--limit GIB] [--steps 3]
 
 SmolLM2-135M, texts of 64 tokens, prefix prompt of 16 rows, in-batch contrastive loss, one step = forward, backward and
-AdamW over 2 x batch texts. PyTorch: bf16, and 4-bit NF4 by bitsandbytes; each in a child of its own under a limit on its
+AdamW over 2 x batch texts. PyTorch: bf16, fp32, and 4-bit NF4 by bitsandbytes; each in a child of its own under a limit on its
 data (RLIMIT_DATA; what is available, at most 24 GiB), so that what is too large says so instead of taking the machine down.
 quest: without a limit, and within --memory. Memory is the most of RssAnon, read ten times a second, and of the whole
-resident set, in which quest's weights are pages of the file. Speed: the median step after a first one that does not count.
+resident set, in which quest's weights are pages of the file. Speed: the median step (PyTorch: after a first one that does
+not count); quest's batches above 64 are one step.
 """
 import argparse
 import json
-import os
 import pathlib
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 
 LENGTH, ROWS = 64, 16
@@ -28,11 +29,15 @@ def peer(path, kind, batch, steps):
     from transformers import AutoModel, BitsAndBytesConfig
     torch.manual_seed(0)
     path = pathlib.Path(path)
-    model = AutoModel.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16)
+    model = AutoModel.from_pretrained(path.parent, gguf_file=path.name,
+                                      dtype=torch.float32 if kind == "f32" else torch.bfloat16)
     if kind == "nf4":
-        folder = pathlib.Path(os.environ["TMPDIR"] if "TMPDIR" in os.environ else "/tmp") / "memory-peer-bf16"
+        folder = pathlib.Path(tempfile.gettempdir()) / "memory-peer-bf16"
         if not folder.exists():
-            model.save_pretrained(folder)
+            del model.config.quantization_config  # it came out of a GGUF file
+            plain = AutoModel.from_config(model.config, dtype=torch.bfloat16)
+            plain.load_state_dict(model.state_dict())
+            plain.save_pretrained(folder)
         quantised = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                        bnb_4bit_compute_dtype=torch.bfloat16)
         model = AutoModel.from_pretrained(folder, quantization_config=quantised, dtype=torch.bfloat16)
@@ -81,7 +86,7 @@ def main():
     parser.add_argument("--memory", type=float, default=1.5e9)
     parser.add_argument("--limit", type=float, help="GiB of a child; without it what is available, at most 24")
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--kinds", default="bf16,nf4,quest")
+    parser.add_argument("--kinds", default="bf16,f32,nf4,quest")
     parser.add_argument("--bench", default="build/tools/step_bench")
     parser.add_argument("--peer", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
