@@ -27,8 +27,8 @@ class Tfidf {
   static constexpr std::array<const char*, 4> names = {"label_text", "centroid", "neighbours", "z_sum"};
 
   // Fits the words on training queries and labels together. training: the labels of each training query,
-  // columns in [0, labels); must outlive the object. room: bytes that it may take beside its words; throws
-  // Error(machine) when it needs more.
+  // columns in [0, labels); must outlive the object. room: bytes that it and its lists may take; throws
+  // Error(machine) when they need more.
   Tfidf(const TextOf& queries, SparseRows training, const TextOf& label_texts, int64_t labels,
         size_t room = SIZE_MAX)
       : room_(room), training_(training) {
@@ -162,8 +162,8 @@ class Tfidf {
   std::vector<double> idf_;                            // [words]; 0 for a word of one text
   SparseVector texts_;                                 // a column: training queries, then labels, by word
   std::vector<int64_t> ends_;                          // [words] of its texts
-  size_t room_;
-  std::vector<float> centroid_lengths_;  // [labels], before they are made unit vectors
+  size_t room_;                                        // bytes
+  std::vector<float> centroid_lengths_;                // [labels], before they are made unit vectors
   SparseRows training_;
 };
 

@@ -3,7 +3,7 @@
 # people's models, tokenisers and datasets) is 6200 lines and is missed for now; the stage before it ended at 5708
 # lines, its goal was 5000. This fails above a ratchet, today's size. It also fails when a line of code is longer than
 # 110 columns.
-goal=6800 ratchet=8155
+goal=6800 ratchet=8152
 here=$(cd "$(dirname "$0")" && pwd)
 cd "${1:-$here/..}" || exit
 export LC_ALL=C
@@ -11,7 +11,7 @@ code=$(mktemp) long=$(mktemp)
 trap 'rm -f "$code" "$long"' EXIT
 find kernels model sampling index train tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' | sort |
   xargs awk -v limit=110 -f "$here/strip.awk" >"$code" 2>"$long"
-awk -F: -v goal=$goal -v ratchet=$ratchet '
+awk -F: -v goal=$goal -v ratchet=8152$ratchet '
   { folder = $1; sub("/[^/]*$", "", folder); lines[folder]++; total++ }
   END {
     count = split("kernels/base kernels model sampling index train tools", order, " ")

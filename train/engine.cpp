@@ -133,37 +133,26 @@ int32_t Corpus::add(const Tokenizer& tokenizer, const Settings& s, std::string_v
   return at->second;
 }
 
-void text_passes(const Encoder& e, std::vector<Text>& texts, int64_t limit, View last, View mean,
-                 const std::function<void(int64_t, int64_t)>& f) {
-  const int64_t row = key_value_bytes(e.model, e.context.ops->activation);
-  Arena& arena = *e.context.arena;
-  for (int64_t first = 0, count; first < std::ssize(texts); first += count) {
-    count = texts_per_pass(texts.data(), first, texts.size(), e.rows);
-    int64_t tokens = 0;
-    for (int64_t i = first; i < first + count; ++i) tokens += texts[i].count;
-    const int64_t size = tokens * row * e.model.layers;
-    const size_t mark = arena.used();
-    text_pass(e, texts.data() + first, count,
-              {arena.array<std::byte>(size, "texts/cached keys and values"), tokens * row, tokens},
-              rows_of(last, first, count), rows_of(mean, first, count));
-    const bool keep = size <= limit;
-    if (keep) limit -= size;
-    if (!keep) arena.release(mark);
-    for (int64_t i = first; i < first + count && !keep; ++i) texts[i].kv = {};
-    f(tokens, keep ? size : 0);
-  }
-}
-
 TextCache::TextCache(Engine& engine, const Corpus& corpus, int64_t limit)
     : texts(corpus.texts), last(texts.size() * engine.width()), mean(last.size()) {
   Progress progress("text pass", corpus.tokens, "tokens");
-  text_passes(engine.encoder(), texts, limit, engine.view(last), engine.view(mean),
-              [&](int64_t tokens, int64_t kept_bytes) {
-                bytes += kept_bytes;
-                progress.add(tokens);
-                if (interrupted()) throw Stopped{};
-              });
-  kept = std::ranges::count_if(texts, [](const Text& t) { return t.kv.data != nullptr; });
+  for (int64_t first = 0, count; first < std::ssize(texts); first += count) {
+    count = texts_per_pass(texts.data(), first, texts.size(), engine.rows);
+    int64_t tokens = 0;
+    for (int64_t i = first; i < first + count; ++i) tokens += texts[i].count;
+    const size_t mark = engine.arena->used();
+    if (interrupted()) throw Stopped{};
+    const int64_t size =
+        text_pass_into(engine.encoder(), texts.data() + first, count, tokens,
+                       rows_of(engine.view(last), first, count), rows_of(engine.view(mean), first, count));
+    if (bytes + size <= limit) {
+      bytes += size, kept += count;
+    } else {
+      engine.arena->release(mark);
+      for (int64_t i = first; i < first + count; ++i) texts[i].kv = {};
+    }
+    progress.add(tokens);
+  }
 }
 
 }  // namespace quest

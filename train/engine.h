@@ -1,6 +1,5 @@
 // Model, tokeniser, op table, threads and arena of one process, and how texts become embeddings with them.
 #pragma once
-#include <functional>
 #include <map>
 #include <memory>
 #include <vector>
@@ -74,14 +73,18 @@ struct Corpus {
 };
 
 // Bytes of the keys and values of so many tokens, in all layers.
-inline size_t cached_bytes(const Model& model, const Ops& ops, int64_t tokens) {
+inline int64_t cached_bytes(const Model& model, const Ops& ops, int64_t tokens) {
   return tokens * key_value_bytes(model, ops.activation) * model.layers;
 }
 
-// Passes over all texts, without a prompt, for last and mean [texts,d] acc; keeps keys and values, from the
-// first texts on what fits into `limit` bytes, in the arena. f(tokens, bytes kept) after each pass; bytes 0: not kept.
-void text_passes(const Encoder&, std::vector<Text>& texts, int64_t limit, View last, View mean,
-                 const std::function<void(int64_t, int64_t)>& f);
+// text_pass of n texts that have so many tokens, their keys and values in the arena; returns their bytes.
+inline int64_t text_pass_into(const Encoder& e, Text* texts, int64_t n, int64_t tokens, View last,
+                              View mean) {
+  const int64_t bytes = cached_bytes(e.model, *e.context.ops, tokens);
+  auto* store = e.context.arena->array<std::byte>(bytes, "texts/cached keys and values");
+  text_pass(e, texts, n, {store, bytes / e.model.layers, tokens}, last, mean);
+  return bytes;
+}
 
 // Keys and values of the corpus' texts (suffix placement), as many as fit, and every text's embedding without
 // a prompt: the last token's and the mean of all, after the final norm.

@@ -324,21 +324,22 @@ bool run_jobs(const std::vector<RunFolder>& runs, size_t memory) try {
   }
   beside += metrics;
   const bool suffix = std::ranges::any_of(runs, [](auto& r) { return r.settings.placement == "suffix"; });
-  Division all{engine.rows, suffix ? cached_bytes(*engine.model, engine.ops, corpus.tokens) : 0, 0, 1};
+  Division all{engine.rows, suffix ? size_t(cached_bytes(*engine.model, engine.ops, corpus.tokens)) : 0, 0,
+               1};
   for (const Task& task : tasks) {
     const Division d = divide(engine, task, corpus, pair_tokens, beside);
     all = {std::min(all.rows, d.rows), std::min(all.cache, d.cache), std::max(all.peak, d.peak),
            std::max(all.slower, d.slower)};
   }
   engine.rows = all.rows;
-  const auto said = [](size_t bytes) { return human_bytes(bytes); };
   const size_t heap = heap_in_use(), planned = program_bytes + heap + beside + all.peak + all.cache;
   fprintf(
       stderr,
       "memory: %s given, %s planned: program %s, loaded %s, results %s, passes and steps %s, texts %s\n"
       "memory: passes of %ld tokens; a step does %.2f times the work that it would with all it could use\n",
-      said(engine.memory).c_str(), said(planned).c_str(), said(program_bytes).c_str(), said(heap).c_str(),
-      said(beside).c_str(), said(all.peak).c_str(), said(all.cache).c_str(), all.rows, all.slower);
+      human_bytes(engine.memory).c_str(), human_bytes(planned).c_str(), human_bytes(program_bytes).c_str(),
+      human_bytes(heap).c_str(), human_bytes(beside).c_str(), human_bytes(all.peak).c_str(),
+      human_bytes(all.cache).c_str(), all.rows, all.slower);
   shared.end("plan");
   for (Job& job : jobs) job.choose_tfidf();
   for (size_t i = 0; i < runs.size(); ++i) jobs[i].make_folder(runs[i].config);

@@ -11,8 +11,7 @@ namespace {
 
 constexpr size_t group_bytes = 2 * sizeof(Group);  // of a text, in a pass
 
-// A pass over texts that takes as much as any may: its texts have n or fewer places, `tokens` in all, the
-// first one has `longest`.
+// One pass over texts that are added by their lengths alone, to learn what it takes of the arena.
 struct Rehearsed {
   const Encoder& like;
   Rehearsal rehearsal{*like.context.ops, like.context.threads->count(), false};
@@ -39,9 +38,10 @@ struct Rehearsed {
   }
   size_t text_pass() {
     for (Text& t : texts) t.tokens = ids.data();
-    const View all = row(std::ssize(texts));
-    e.rows = INT64_MAX;
-    text_passes(e, texts, -1, all, all, [](int64_t, int64_t) {});
+    const int64_t n = std::ssize(texts);
+    int64_t tokens = 0;
+    for (const Text& t : texts) tokens += t.count;
+    text_pass_into(e, texts.data(), n, tokens, row(n), row(n));
     return rehearsal.plan().peak;
   }
 };
@@ -74,6 +74,7 @@ size_t passes_bytes(const Engine& engine, const Settings& s, int64_t rows, int64
 }
 
 [[noreturn]] void too_little(const Engine& engine, size_t beside, size_t least) {
+  beside = std::max(beside, engine.loading);  // as Engine::room counts
   const size_t heap = heap_in_use(), needed = program_bytes + heap + beside + least;
   fail(Exit::machine,
        "memory: expected at least %zu bytes, %s for passes and steps, %s for results, %s for what is loaded "
