@@ -1,8 +1,7 @@
 #!/bin/sh
-# size.sh [ROOT]: lines of code by folder, without tests, blank lines and comments. The goal of the stage at hand (other
-# people's models, tokenisers and datasets) is 6200 lines and is missed for now; the stage before it ended at 5708
-# lines, its goal was 5000. This fails above a ratchet, today's size. It also fails when a line of code is longer than
-# 110 columns.
+# size.sh [ROOT]: lines of code by folder, without tests, blank lines and comments. The goals of the first two stages,
+# 5000 and 6200, were missed (5708, 7463). This fails above a ratchet, today's size, and when a line of code is longer
+# than 110 columns.
 goal=6800 ratchet=8152
 here=$(cd "$(dirname "$0")" && pwd)
 cd "${1:-$here/..}" || exit
@@ -11,13 +10,13 @@ code=$(mktemp) long=$(mktemp)
 trap 'rm -f "$code" "$long"' EXIT
 find kernels model sampling index train tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' | sort |
   xargs awk -v limit=110 -f "$here/strip.awk" >"$code" 2>"$long"
-awk -F: -v goal=$goal -v ratchet=8152$ratchet '
+awk -F: -v goal=$goal -v most=$ratchet '
   { folder = $1; sub("/[^/]*$", "", folder); lines[folder]++; total++ }
   END {
     count = split("kernels/base kernels model sampling index train tools", order, " ")
     for (i = 1; i <= count; ++i) printf "%6d  %s\n", lines[order[i]], order[i]
     printf "%6d  in all; the goal is %d, %d to go\n", total, goal, (total > goal ? total - goal : 0)
-    exit total > ratchet
+    exit total > most
   }' "$code"
 status=$?
 scripts=$(cat Makefile .ci/run tools/*.sh 2>/dev/null | grep -vc '^[[:space:]]*\(#.*\)\?$')
