@@ -41,7 +41,7 @@ $(PROGRAMS:%=$(BUILD)/tools/%): $(BUILD)/tools/%: $(BUILD)/tests/tools/%.o $(fil
 	$(Q)$(CXX) $(FLAGS) $^ -o $@ $(LDLIBS)
 
 $(BUILD)/tools/tokenize: $(filter $(BUILD)/model/%,$(OBJ))
-$(BUILD)/tools/parity $(BUILD)/tools/step_bench: $(filter-out $(BUILD)/kernels/%,$(OBJ))
+$(BUILD)/tools/parity: $(filter-out $(BUILD)/kernels/%,$(OBJ))
 
 # The parsers under libFuzzer; make fuzz builds it, with clang.
 $(BUILD)/tools/fuzz: $(OBJ) $(BUILD)/tests/fuzz/fuzz.o
@@ -60,8 +60,6 @@ $(BUILD)/%avx512bf16.o: ISA = $(AVX512) -mavx512bf16
 # Tests find the tree, and what was built, through these; -O1 halves their build.
 $(BUILD)/tests/%.o: ISA = -O1 -DSOURCE_ROOT='"$(CURDIR)"' -DBUILD_ROOT='"$(abspath $(BUILD))"' \
   -DQUEST_BINARY='"$(abspath $(QUEST))"'
-
-$(BUILD)/tests/tools/matmul_bench.o: ISA = -O3
 
 $(BUILD)/%.o: %.cpp $(BUILD)/flags
 	@mkdir -p $(@D)
@@ -107,7 +105,7 @@ endif
 endif
 
 # -- what a person asks for --------------------------------------------------------------------------------------------
-.PHONY: FORCE libraries all test tests size layers mutants fuzz bench-matmul clean help
+.PHONY: FORCE libraries all test tests size layers mutants fuzz clean help
 .DEFAULT_GOAL := all
 all: $(QUEST)
 	@$(if $(MAKECMDGOALS),,echo "$(QUEST) is ready; try: ./$(QUEST) help")
@@ -132,9 +130,6 @@ fuzz:
 	  -Wno-ignored-optimization-argument -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all' build/fuzz/tools/fuzz
 	@sh tests/fuzz/run.sh $(or $(FUZZ_TIME),60) $(FUZZ)
 
-bench-matmul: $(BUILD)/tools/matmul_bench
-	@$<
-
 clean:
 	rm -rf build quest
 
@@ -147,6 +142,5 @@ help:
 	@echo "make mutants            break the arithmetic in every way that should make a test fail (hours);"
 	@echo "                        SEED=1 COUNT=20 takes a sample of 20 (minutes), ONLY='kernels/nf4*' a file"
 	@echo "make fuzz               break the parsers with libFuzzer (clang), FUZZ_TIME=60 seconds each; FUZZ=gguf one of them"
-	@echo "make bench-matmul       measure the matrix products against this machine's ceiling"
 	@echo "make clean              remove build/ and ./quest; run folders stay"
 	@echo "Variables: CXX=g++-12  CXXFLAGS='-O3 -g1'  WERROR=1 warnings are errors  V=1 whole commands  -j2 two jobs"

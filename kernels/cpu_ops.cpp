@@ -87,19 +87,18 @@ void attention(const Context& c, Heads heads, int64_t layer, const Group* groups
   const int64_t D = heads.size, share = heads.heads / heads.kv_heads, width = kv.cols;
   const float scale = 1.0f / std::sqrt(static_cast<float>(D));
   const int64_t seen = longest(groups, n);
-  each_row(c, n, seen * width + seen + 2 * q.cols, [&](int64_t index, float* wide) {
+  each_row(c, n, seen * width + seen + 2 * share * D, [&](int64_t index, float* wide) {
     const Group& g = groups[index];
-    float *p = wide + seen * width, *qi = p + seen, *sum = qi + q.cols;
+    float *p = wide + seen * width, *qi = p + seen, *sum = qi + share * D;
     widen_keys_values(c, g, layer, kv, wide);
-    for (int64_t i = 0; i < g.queries; ++i) {
-      load_row(c, q, g.query + i, qi);
-      for (int64_t h = 0; h < heads.heads; ++h) {
-        const float* k = wide + h / share * D;
-        kernels(c).attention(qi + h * D, k, k + width / 2, D, width,
-                             g.context.rows + g.rows - g.queries + i + 1, scale, p, sum + h * D);
+    for (int64_t k = 0; k < width / 2; k += D)  // a head's keys and values stay in the cache
+      for (int64_t i = 0; i < g.queries; ++i) {
+        load_row(c, columns_of(q, k * share, share * D), g.query + i, qi);
+        const int64_t count = g.context.rows + g.rows - g.queries + i + 1;
+        for (int64_t h = 0; h < share * D; h += D)
+          kernels(c).attention(qi + h, wide + k, wide + k + width / 2, D, width, count, scale, p, sum + h);
+        store_row(c, sum, columns_of(out, k * share, share * D), g.query + i);
       }
-      store_row(c, sum, out, g.query + i);
-    }
   });
 }
 
@@ -109,24 +108,25 @@ void attention_backward(const Context& c, Heads heads, int64_t layer, const Grou
   const float scale = 1.0f / std::sqrt(static_cast<float>(D));
   const int64_t seen = longest(groups, n), context_size = dcontext.data ? dcontext.rows * width : 0;
   Scratch scope(*c.arena);
-  // What each group adds to dcontext, so that the sum's order is that of the groups for any number of threads.
+  // What each group adds to dcontext, so that the sum's order is that of the groups for any number of
+  // threads.
   float* contributions = c.arena->array<float>(n * context_size, "scratch/context gradients");
-  each_row(c, n, 2 * seen * width + 2 * seen + q.cols, [&](int64_t index, float* wide) {
+  each_row(c, n, 2 * seen * width + 2 * seen + share * D, [&](int64_t index, float* wide) {
     const Group& g = groups[index];
     float *dwide = wide + seen * width, *p = dwide + seen * width, *dp = p + seen, *qi = dp + seen;
     widen_keys_values(c, g, layer, kv, wide);
-    memset(dwide, 0, sizeof(float) * (g.context.rows + g.rows) * width);
-    for (int64_t i = 0; i < g.queries; ++i) {
-      load_row(c, q, g.query + i, qi);
-      const float* d = f32(dout, g.query + i);
-      float* dqi = f32(dq, g.query + i);
-      for (int64_t h = 0; h < heads.heads; ++h) {
-        const int64_t k = h / share * D, v = k + width / 2;
+    const int64_t first = context_size ? 0 : g.context.rows;  // what nobody asks for is left out
+    memset(dwide + first * width, 0, sizeof(float) * (g.context.rows + g.rows - first) * width);
+    for (int64_t k = 0, v = width / 2; k < width / 2; k += D, v += D)
+      for (int64_t i = 0; i < g.queries; ++i) {
+        load_row(c, columns_of(q, k * share, share * D), g.query + i, qi);
+        const float* d = f32(dout, g.query + i) + k * share;
+        float* dqi = f32(dq, g.query + i) + k * share;
         const int64_t count = g.context.rows + g.rows - g.queries + i + 1;
-        kernels(c).attention_backward(d + h * D, qi + h * D, wide + k, wide + v, D, width, count, scale, p,
-                                      dp, dqi + h * D, dwide + k, dwide + v);
+        for (int64_t h = 0; h < share * D; h += D)
+          kernels(c).attention_backward(d + h, qi + h, wide + k, wide + v, D, width, first, count, scale, p,
+                                        dp, dqi + h, dwide + k, dwide + v);
       }
-    }
     if (context_size) memcpy(contributions + index * context_size, dwide, sizeof(float) * context_size);
     for (int64_t i = 0; i < g.rows; ++i)
       memcpy(row_pointer(dkv, g.row + i), dwide + (g.context.rows + i) * width, sizeof(float) * width);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels/base/arena.h"
 #include "kernels/base/error.h"
@@ -11,17 +12,15 @@
 namespace quest {
 
 // Each stands in a file of its own, compiled for its instruction set.
-void tile_portable(const float* x, const float* w, float* acc, int64_t steps);
-void tile_avx2(const float* x, const float* w, float* acc, int64_t steps);
-void tile_avx512(const float* x, const float* w, float* acc, int64_t steps);
-void tile_avx512bf16(const float* x, const float* w, float* acc, int64_t steps);
+std::remove_pointer_t<KernelPath::Tile> tile_portable, peak_portable, tile_avx2, peak_avx2, tile_avx512,
+    peak_avx512, tile_avx512bf16, peak_avx512bf16;
 
 std::span<const KernelPath> kernel_paths() {
   static constexpr KernelPath all[] = {
-      {"avx512bf16", 8, 48, tile_avx512, tile_avx512bf16, &rows_avx512},
-      {"avx512", 8, 48, tile_avx512, nullptr, &rows_avx512},
-      {"avx2", 6, 16, tile_avx2, nullptr, &rows_avx2},
-      {"portable", 4, 8, tile_portable, nullptr, &rows_portable},
+      {"avx512bf16", 8, 48, tile_avx512, tile_avx512bf16, peak_avx512, peak_avx512bf16, &rows_avx512},
+      {"avx512", 8, 48, tile_avx512, nullptr, peak_avx512, nullptr, &rows_avx512},
+      {"avx2", 6, 16, tile_avx2, nullptr, peak_avx2, nullptr, &rows_avx2},
+      {"portable", 4, 8, tile_portable, nullptr, peak_portable, nullptr, &rows_portable},
   };
   __builtin_cpu_init();  // also asks whether the system saves the wide registers (XCR0)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");

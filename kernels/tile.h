@@ -26,10 +26,10 @@ struct RowKernels {
   // One query of one head against `count` keys and values, `stride` apart: p [count], out [D].
   void (*attention)(const float* q, const float* k, const float* v, int64_t D, int64_t stride, int64_t count,
                     float scale, float* p, float* out);
-  // dq =; dk, dv +=; p, dp [count] are scratch
+  // dq =; dk, dv += from key and value `first` on; p, dp [count] are scratch
   void (*attention_backward)(const float* dout, const float* q, const float* k, const float* v, int64_t D,
-                             int64_t stride, int64_t count, float scale, float* p, float* dp, float* dq,
-                             float* dk, float* dv);
+                             int64_t stride, int64_t first, int64_t count, float scale, float* p, float* dp,
+                             float* dq, float* dk, float* dv);
 };
 
 extern const RowKernels rows_portable, rows_avx2, rows_avx512;
@@ -43,6 +43,7 @@ struct KernelPath {
   int rows, columns;  // of a tile
   Tile tile;          // a word is one float
   Tile tile_pairs;    // a word is two bf16: inner index 2k (low half), 2k + 1; nullptr: bf16 goes as float
+  Tile peak, peak_pairs;  // as many multiply-adds, on registers alone: the machine's ceiling
   const RowKernels* row;
 };
 

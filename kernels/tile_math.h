@@ -3,6 +3,7 @@
 // Loops over these give the same bits at any vector width: products and sums are rounded apart.
 #pragma once
 #include <stdint.h>
+#include <string.h>
 
 namespace quest {
 
@@ -79,21 +80,89 @@ static inline float from_f16(uint16_t h) {
   return float_of(bits_of(magnitude) | infinity | (h & 0x8000u) << 16);
 }
 
-// Sum of a_i b_i: 16 running sums (index i goes to sum i mod 16), added pairwise at the end. The order is
-// fixed by n.
-static inline float dot(const float* a, const float* b, int64_t n) {
-  float sum[16] = {};
+// A register of the instruction set that a file is compiled for.
+typedef float Lanes __attribute__((vector_size(__BIGGEST_ALIGNMENT__), aligned(4), may_alias));
+constexpr int lanes = sizeof(Lanes) / 4;
+static inline const Lanes& lanes_at(const float* x) { return *reinterpret_cast<const Lanes*>(x); }
+
+// The elements of a vector, its halves added until there is one: i and i + n/2, then i and i + n/4, ...
+template <class V>
+static inline float total(const V& s) {
+  if constexpr (sizeof s == 64)
+    return total(__builtin_shufflevector(s, s, 0, 1, 2, 3, 4, 5, 6, 7) +
+                 __builtin_shufflevector(s, s, 8, 9, 10, 11, 12, 13, 14, 15));
+  else if constexpr (sizeof s == 32)
+    return total(__builtin_shufflevector(s, s, 0, 1, 2, 3) + __builtin_shufflevector(s, s, 4, 5, 6, 7));
+  else
+    return (s[0] + s[2]) + (s[1] + s[3]);
+}
+
+// Sums of term(i), 16 of them side by side (i goes to sum i mod 16), halves added as above; then the last
+// n mod 16 terms, one by one. The order is fixed by n, not by the registers.
+static inline float add_up(int64_t n, auto&& terms, auto&& term) {
+  constexpr int parts = 16 / lanes;
+  Lanes s[parts] = {};
   int64_t i = 0;
   for (; i + 16 <= n; i += 16)
-    for (int j = 0; j < 16; ++j) sum[j] += a[i + j] * b[i + j];
-  for (int j = 0; i < n; ++i, ++j) sum[j] += a[i] * b[i];
-  for (int width = 8; width; width /= 2)
-    for (int j = 0; j < width; ++j) sum[j] += sum[j + width];
-  return sum[0];
+    for (int part = 0; part < parts; ++part) s[part] += terms(i + part * lanes);
+  for (int width = parts / 2; width; width /= 2)
+    for (int part = 0; part < width; ++part) s[part] += s[part + width];
+  float sum = total(s[0]);
+  for (; i < n; ++i) sum += term(i);
+  return sum;
+}
+
+static inline float dot(const float* a, const float* b, int64_t n) {
+  return add_up(
+      n, [&](int64_t i) { return lanes_at(a + i) * lanes_at(b + i); },
+      [&](int64_t i) { return a[i] * b[i]; });
+}
+
+static inline float sum(const float* x, int64_t n) {
+  return add_up(
+      n, [&](int64_t i) { return lanes_at(x + i); }, [&](int64_t i) { return x[i]; });
 }
 
 static inline void axpy(float a, const float* x, float* y, int64_t n) {
   for (int64_t i = 0; i < n; ++i) y[i] += a * x[i];
+}
+
+// y (n floats) = sum over j < count, ascending, of p_j x_j; the x_j are `stride` apart.
+template <int columns>
+static inline void mix_columns(const float* p, const float* x, int64_t stride, int64_t count, float* y) {
+  Lanes sum[columns / lanes] = {};
+  for (int64_t j = 0; j < count; ++j)
+#pragma GCC unroll 16
+    for (int i = 0; i < columns / lanes; ++i) sum[i] += p[j] * lanes_at(x + j * stride + i * lanes);
+  memcpy(y, sum, sizeof sum);
+}
+static inline void mix(const float* p, const float* x, int64_t n, int64_t stride, int64_t count, float* y) {
+  int64_t i = 0;
+  for (; i + 64 <= n; i += 64) mix_columns<64>(p, x + i, stride, count, y + i);
+  for (; i + 16 <= n; i += 16) mix_columns<16>(p, x + i, stride, count, y + i);
+  for (; i < n; ++i) {
+    y[i] = 0;
+    for (int64_t j = 0; j < count; ++j) y[i] += p[j] * x[j * stride + i];
+  }
+}
+
+// y_j += p_j x (n floats) for j < count; the y_j are `stride` apart.
+template <int columns>
+static inline void spread_columns(const float* p, const float* x, int64_t stride, int64_t count, float* y) {
+  Lanes row[columns / lanes];
+  memcpy(row, x, sizeof row);
+  for (int64_t j = 0; j < count; ++j)
+#pragma GCC unroll 16
+    for (int i = 0; i < columns / lanes; ++i)
+      *reinterpret_cast<Lanes*>(y + j * stride + i * lanes) += p[j] * row[i];
+}
+static inline void spread(const float* p, const float* x, int64_t n, int64_t stride, int64_t count,
+                          float* y) {
+  int64_t i = 0;
+  for (; i + 64 <= n; i += 64) spread_columns<64>(p, x + i, stride, count, y + i);
+  for (; i + 16 <= n; i += 16) spread_columns<16>(p, x + i, stride, count, y + i);
+  for (int64_t j = 0; j < count; ++j)
+    for (int64_t k = i; k < n; ++k) y[j * stride + k] += p[j] * x[k];
 }
 
 // e^x: x = n ln 2 + r, |r| <= ln 2 / 2; e^r by its Taylor polynomial of degree 7 (remainder < 6e-9), scaled

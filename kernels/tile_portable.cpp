@@ -6,8 +6,13 @@ namespace quest {
 
 using Lanes = float __attribute__((vector_size(16), may_alias));
 
+constexpr auto multiply_add = [](Lanes sum, float a, Lanes b) { return sum + a * b; };
+
 void tile_portable(const float* x, const float* w, float* acc, int64_t steps) {
-  multiply_tile<4, 2>(x, w, acc, steps, Lanes{}, [](Lanes sum, float a, Lanes b) { return sum + a * b; });
+  multiply_tile<4, 2>(x, w, acc, steps, Lanes{}, multiply_add);
+}
+void peak_portable(const float* x, const float* w, float* acc, int64_t steps) {
+  multiply_peak<8>(x, w, acc, steps, Lanes{}, multiply_add);
 }
 
 const RowKernels rows_portable = row_kernels;

@@ -29,4 +29,23 @@ static inline void multiply_tile(const float* x, const float* w, float* acc, int
     for (int j = 0; j < vectors; ++j) stored[r * vectors + j] += sum[r][j];
 }
 
+// As many multiply-adds of the first word of x and the first vector of w, from registers alone: what no tile
+// can exceed.
+template <int sums, class Vector, class MultiplyAdd>
+static inline void multiply_peak(const float* x, const float* w, float* acc, int64_t steps, Vector zero,
+                                 MultiplyAdd multiply_add) {
+  Vector row = *reinterpret_cast<const Vector*>(w), sum[sums];
+#pragma GCC unroll 24
+  for (int i = 0; i < sums; ++i) sum[i] = zero;
+  for (int64_t k = 0; k < steps; ++k) {
+#pragma GCC unroll 24
+    for (int i = 0; i < sums; ++i) {
+      asm("" : "+v"(row), "+v"(sum[i]));  // nothing is known of either: no sum is another's, no product stays
+      sum[i] = multiply_add(sum[i], *x, row);
+    }
+  }
+#pragma GCC unroll 24
+  for (int i = 0; i < sums; ++i) reinterpret_cast<Vector*>(acc)[i] = sum[i];
+}
+
 }  // namespace quest

@@ -122,10 +122,10 @@ void rmsnorm(const float* x, const float* w, float eps, int64_t n, float* y) {
 
 void rmsnorm_backward(const float* dy, const float* x, const float* w, float eps, int64_t n, float* dx) {
   const float r = inverse_rms(x, eps, n);
-  float sum[16] = {}, total = 0;
-  for (int64_t j = 0; j < n; ++j) sum[j % 16] += dy[j] * w[j] * x[j];
-  for (const float part : sum) total += part;
-  const float scale = r * r * r * total / static_cast<float>(n);
+  const float all = add_up(
+      n, [&](int64_t j) { return lanes_at(dy + j) * lanes_at(w + j) * lanes_at(x + j); },
+      [&](int64_t j) { return dy[j] * w[j] * x[j]; });
+  const float scale = r * r * r * all / static_cast<float>(n);
   for (int64_t j = 0; j < n; ++j) dx[j] += r * w[j] * dy[j] - scale * x[j];
 }
 
@@ -167,37 +167,32 @@ void swiglu_backward(const float* dy, const float* gate, const float* up, int64_
 // p_j = softmax_j(q . k_j * scale), j in [0, count); every score stands in p, no online rescaling.
 void attention_weights(const float* q, const float* k, int64_t D, int64_t stride, int64_t count, float scale,
                        float* p) {
-  float top = -INFINITY, sum = 0;
+  float top = -INFINITY;
   for (int64_t j = 0; j < count; ++j) {
     p[j] = dot(q, k + j * stride, D) * scale;
     top = p[j] > top ? p[j] : top;
   }
   for (int64_t j = 0; j < count; ++j) p[j] = exp_f32(p[j] - top);
-  for (int64_t j = 0; j < count; ++j) sum += p[j];
-  for (int64_t j = 0; j < count; ++j) p[j] /= sum;
+  const float all = sum(p, count);
+  for (int64_t j = 0; j < count; ++j) p[j] /= all;
 }
 
 void attention(const float* q, const float* k, const float* v, int64_t D, int64_t stride, int64_t count,
                float scale, float* p, float* out) {
   attention_weights(q, k, D, stride, count, scale, p);
-  memset(out, 0, sizeof(float) * D);
-  for (int64_t j = 0; j < count; ++j) axpy(p[j], v + j * stride, out, D);
+  mix(p, v, D, stride, count, out);
 }
 
 void attention_backward(const float* dout, const float* q, const float* k, const float* v, int64_t D,
-                        int64_t stride, int64_t count, float scale, float* p, float* dp, float* dq, float* dk,
-                        float* dv) {
+                        int64_t stride, int64_t first, int64_t count, float scale, float* p, float* dp,
+                        float* dq, float* dk, float* dv) {
   attention_weights(q, k, D, stride, count, scale, p);
   for (int64_t j = 0; j < count; ++j) dp[j] = dot(dout, v + j * stride, D);
-  float mean = 0;
-  for (int64_t j = 0; j < count; ++j) mean += p[j] * dp[j];
-  memset(dq, 0, sizeof(float) * D);
-  for (int64_t j = 0; j < count; ++j) {
-    const float ds = p[j] * (dp[j] - mean) * scale;
-    axpy(ds, k + j * stride, dq, D);
-    axpy(ds, q, dk + j * stride, D);
-    axpy(p[j], dout, dv + j * stride, D);
-  }
+  const float mean = dot(p, dp, count);
+  for (int64_t j = 0; j < count; ++j) dp[j] = p[j] * (dp[j] - mean) * scale;
+  mix(dp, k, D, stride, count, dq);
+  spread(dp + first, q, D, stride, count - first, dk + first * stride);
+  spread(p + first, dout, D, stride, count - first, dv + first * stride);
 }
 
 constexpr RowKernels row_kernels = {

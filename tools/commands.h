@@ -11,5 +11,6 @@ std::vector<Command> data_commands();    // import, debian, sample
 std::vector<Command> quantize_commands();
 std::vector<Command> embed_commands();  // embed, export
 std::vector<Command> reproduce_commands();
+std::vector<Command> bench_commands();
 
 }  // namespace quest

@@ -9,9 +9,9 @@
 int main(int argc, char** argv) try {
   mallopt(M_MMAP_THRESHOLD, 128 << 10);  // and it stays there: what is large goes back when it is freed
   std::vector<quest::Command> commands;
-  for (const auto& of_file :
-       {quest::train_commands(), quest::plan_commands(), quest::answer_commands(), quest::data_commands(),
-        quest::quantize_commands(), quest::embed_commands(), quest::reproduce_commands()})
+  for (const auto& of_file : {quest::train_commands(), quest::plan_commands(), quest::answer_commands(),
+                              quest::data_commands(), quest::quantize_commands(), quest::embed_commands(),
+                              quest::reproduce_commands(), quest::bench_commands()})
     commands.insert(commands.end(), of_file.begin(), of_file.end());
   return quest::run_commands(commands, argc, argv);
 } catch (const std::bad_alloc&) {

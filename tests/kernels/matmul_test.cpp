@@ -20,7 +20,7 @@ using namespace quest;
 
 namespace {
 
-const KernelPath emulated_path{"emulated", 8, 48, nullptr, tile_emulated, &rows_portable};
+const KernelPath emulated_path{"emulated", 8, 48, nullptr, tile_emulated, nullptr, peak_emulated, &rows_portable};
 
 // Every path that this machine can product, and the bf16 one that any can.
 std::vector<const KernelPath*> paths_for(Type activation) {
@@ -335,6 +335,22 @@ TEST(Matmul, PathsHaveNames) {
     EXPECT_EQ(e.code, Exit::usage);
     EXPECT_NE(std::string(e.what()).find("sse9"), std::string::npos);
   }
+}
+
+// What the ceiling is measured with: as many multiply-adds as a tile of so many steps has, none left out.
+TEST(Matmul, ThePeakMultipliesAndAddsEveryStep) {
+  alignas(64) static float x[64], w[64], sums[8 * 48 + 1];
+  std::fill_n(x, 64, 2.0f), std::fill_n(w, 64, 3.0f);
+  const auto expect = [&](const KernelPath& p, KernelPath::Tile peak, float sum) {
+    std::fill_n(sums, 8 * 48 + 1, -1.0f);
+    peak(x, w, sums, 1000);
+    for (int i = 0; i < p.rows * p.columns; ++i) EXPECT_EQ(sums[i], sum) << p.name << " " << i;
+    EXPECT_EQ(sums[p.rows * p.columns], -1.0f) << p.name;
+  };
+  for (const KernelPath& p : kernel_paths()) expect(p, p.peak, 6000);
+  std::fill_n(x, 64, std::bit_cast<float>(0x40004000)), std::fill_n(w, 64, std::bit_cast<float>(0x40404040));
+  for (const KernelPath* p : paths_for(Type::bf16))  // pairs of 2, of 3
+    if (p->peak_pairs) expect(*p, p->peak_pairs, 12000);
 }
 
 TEST(Matmul, TheEmulationIsTheInstruction) {

@@ -113,6 +113,23 @@ TEST(Quant, Nf4CodesTurnAtTheMidpoints) {
   }
 }
 
+// Where a block's scale turns to zero, and where the furthest scale of a nested block may stand.
+TEST(Quant, Nf4AtItsEdges) {
+  const float least = 0x1p-126f, w[] = {least, -least, 0x1p-127f, 0};
+  EXPECT_EQ(quantize_nf4(w, 4).codes[0], 0xf0);
+  EXPECT_EQ(quantize_nf4(w + 2, 2).codes[0], 0x77);  // subnormal: as zeros
+  const auto of_zero = std::ranges::find(nf4_scale_map(), 0.0f) - nf4_scale_map().begin();
+  EXPECT_EQ(quantize_nf4(w, 4).scale_codes[0], of_zero);  // one block: its scale is the offset
+  for (const int64_t furthest : {0, 1, 2, 255, 256, 257}) {
+    std::vector<float> blocks(258 * 64, 1.0f);
+    blocks[static_cast<size_t>(furthest * 64)] = 10;
+    const Nf4Matrix m = quantize_nf4(blocks.data(), std::ssize(blocks));
+    EXPECT_EQ(m.nested[static_cast<size_t>(furthest / 256)], 10 - m.offset) << furthest;
+    EXPECT_EQ(m.nested[static_cast<size_t>(1 - furthest / 256)], m.offset - 1) << furthest;
+    EXPECT_EQ(m.scale_codes[static_cast<size_t>(furthest)], 255) << furthest;
+  }
+}
+
 TEST(Quant, Nf4OfAwkwardSizes) {
   // Half the largest gap of the code book times absmax, and half the largest gap of the scales' map times theirs.
   const auto half_gap = [](const float* map, int n) {

@@ -127,7 +127,7 @@ TEST(Rows, ElementwiseOpsGiveTheSameBits) {
 }
 
 TEST(Rows, AttentionGivesTheSameBits) {
-  for (const int64_t D : {2, 16, 20, 64})
+  for (const int64_t D : {2, 16, 20, 64, 150})
     for (const int64_t count : {1, 5, 33}) {
       const int64_t stride = 2 * D + 3;
       const Floats q = numbers(D, 10), dout = numbers(D, 11), kv = numbers(count * stride, 12);
@@ -136,12 +136,14 @@ TEST(Rows, AttentionGivesTheSameBits) {
         k.attention(q.data(), kv.data(), kv.data() + D, D, stride, count, 0.25f, out.data(), out.data() + count);
         return out;
       });
-      expect_same(D, "attention_backward", [&](const RowKernels& k) {
-        Floats p(count), dp(count), out(D + count * stride);
-        float *dq = out.data(), *dkv = dq + D;
-        k.attention_backward(dout.data(), q.data(), kv.data(), kv.data() + D, D, stride, count, 0.25f, p.data(),
-                             dp.data(), dq, dkv, dkv + D);
-        return out;
-      });
+      for (const int64_t first : {int64_t{0}, count / 2, count})
+        expect_same(D, "attention_backward", [&](const RowKernels& k) {
+          Floats p(count), dp(count), out(D + count * stride);
+          float *dq = out.data(), *dkv = dq + D;
+          k.attention_backward(dout.data(), q.data(), kv.data(), kv.data() + D, D, stride, first, count, 0.25f,
+                               p.data(), dp.data(), dq, dkv, dkv + D);
+          for (int64_t i = 0; i < first * stride; ++i) EXPECT_EQ(dkv[i], 0.0f) << i;
+          return out;
+        });
     }
 }

@@ -46,7 +46,11 @@ inline EmulatedLanes emulated_dots(EmulatedLanes sum, EmulatedLanes a, EmulatedL
 #define _mm512_setzero_ps() EmulatedLanes{}
 #define _mm512_dpbf16_ps emulated_dots
 #define tile_avx512bf16 tile_emulated
+#define peak_avx512bf16 peak_emulated
+#define asm(...)  // which keeps registers apart
 #include "kernels/tile_avx512bf16.cpp"
+#undef asm
+#undef peak_avx512bf16
 #undef tile_avx512bf16
 #undef _mm512_dpbf16_ps
 #undef _mm512_setzero_ps

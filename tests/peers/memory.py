@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Memory and speed of one contrastive training step beside PyTorch + PEFT prompt tuning.
 
-    make build/tools/step_bench
+    make
     python tests/peers/memory.py MODEL.gguf [--batches 64,256,1024] [--memory 1.5e9] [--limit GIB] [--steps 3]
 
 SmolLM2-135M, texts of 64 tokens, prefix prompt of 16 rows, in-batch contrastive loss, one step = forward, backward and
@@ -55,12 +55,12 @@ def peer(path, kind, batch, steps):
         loss.backward()
         optimiser.step()
         times.append(time.time() - start)
-    times = sorted(times[1:] or times)
-    print(json.dumps({"seconds": times[len(times) // 2], "least": times[0], "most": times[-1]}))
+    rates = sorted(batch / t for t in times[1:] or times)
+    print(json.dumps({"median": rates[len(rates) // 2], "least": rates[0], "most": rates[-1]}))
 
 
 def watched(command, limit):
-    """Runs a child; returns its last line of output as JSON, or None, with what it took at most."""
+    """Runs a child; returns the JSON that it printed, or None, with what it took at most."""
     def limits():
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=limits)
@@ -75,8 +75,7 @@ def watched(command, limit):
             pass
         time.sleep(0.1)
     out, err = child.communicate()
-    lines = [line for line in out.splitlines() if line.startswith("{")]
-    return (json.loads(lines[-1]) if child.returncode == 0 and lines else None), most, err.strip().splitlines()[-1:]
+    return (json.loads(out[out.index("{"):]) if child.returncode == 0 else None), most, err.strip().splitlines()[-1:]
 
 
 def main():
@@ -87,7 +86,7 @@ def main():
     parser.add_argument("--limit", type=float, help="GiB of a child; without it what is available, at most 24")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--kinds", default="bf16,f32,nf4,quest")
-    parser.add_argument("--bench", default="build/tools/step_bench")
+    parser.add_argument("--quest", default="./quest")
     parser.add_argument("--peer", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peer:
@@ -102,8 +101,8 @@ def main():
         if result is None:
             print(f"| {name} | {batch} | {memory} | does not fit | {' '.join(said)[:90]} |", flush=True)
         else:
-            speed = f"{batch / result['seconds']:.2f} ({batch / result['most']:.2f} to {batch / result['least']:.2f})"
-            print(f"| {name} | {batch} | {memory} | {speed} | {result.get('policy', '')} |", flush=True)
+            speed = f"{result['median']:.2f} ({result['least']:.2f} to {result['most']:.2f})"
+            print(f"| {name} | {batch} | {memory} | {speed} | {result.get('how', '')} |", flush=True)
 
     for kind in options.kinds.split(","):
         for batch in map(int, options.batches.split(",")):
@@ -115,8 +114,11 @@ def main():
                 if memory == 0 and batch > 64:
                     continue  # more than there is, or much of it: what quest is for
                 steps = options.steps if batch <= 64 else 1
-                command = [options.bench, options.model, str(batch), str(memory), str(steps)]
-                row("quest" + (f", {memory / 1e9:.2f} GB" if memory else ""), batch, *watched(command, limit))
+                command = [options.quest, "bench", "train-prefix", "--json", "--model", options.model, "--batch", str(batch),
+                           "--length", str(LENGTH), "--prompt-rows", str(ROWS), "--rounds", str(steps)]
+                command += ["--memory", str(memory)] if memory else []
+                result, *rest = watched(command, limit)
+                row("quest" + (f", {memory / 1e9:.2f} GB" if memory else ""), batch, result and result["results"][0], *rest)
 
 
 if __name__ == "__main__":

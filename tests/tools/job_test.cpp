@@ -778,6 +778,36 @@ TEST_F(Job, PlansAreSpoken) {
   EXPECT_EQ(absurd.status, 3) << absurd.err;
 }
 
+// Every part runs and gives finite rates; shares of the ceiling are shares; nothing is left behind.
+TEST_F(Job, BenchMeasuresEveryPart) {
+  const Words bench = {"bench", "--model", tiny_model, "--data", "data", "--length", "8", "--prompt-rows", "3",
+                       "--batch", "4", "--rows", "32", "--texts", "8", "--rounds", "3", "--threads", "2"};
+  fs::create_directory(path("tmp"));
+  const Outcome json = quest(bench + Words{"--json"}, {"TMPDIR=" + path("tmp")}), spoken = quest(bench + Words{"encode", "sample"});
+  ASSERT_EQ(json.status, 0) << json.err;
+  ASSERT_EQ(spoken.status, 0) << spoken.err;
+  EXPECT_TRUE(fs::is_empty(path("tmp")));
+  simdjson::dom::parser parser;
+  const simdjson::dom::element all = parser.parse(json.out);
+  std::set<std::string> units;
+  int64_t with_share = 0;
+  for (const auto result : all["results"].get_array()) {
+    units.insert(std::string(result["unit"].get_string().value()));
+    const double least = result["least"], median = result["median"], most = result["most"];
+    EXPECT_TRUE(0 < least && least <= median && median <= most && most < 1e15) << result["name"];
+    double share = 0.5;
+    with_share += !result["of_ceiling"].get(share);
+    EXPECT_TRUE(0 < share && share < 1.5) << result["name"];
+  }
+  EXPECT_EQ(units, (std::set<std::string>{"GFLOP/s", "GB/s", "tokens/s", "pairs/s", "MB/s", "queries/s"}));
+  EXPECT_GE(with_share, 8);  // products forward and backward, encode, two kinds of steps, exact search
+  EXPECT_EQ(std::count(spoken.out.begin(), spoken.out.end(), '\n'), 5) << spoken.out;
+  EXPECT_NE(spoken.out.find("matmul "), std::string::npos);
+  const Outcome refused = quest(bench + Words{"everything"});
+  EXPECT_EQ(refused.status, 2) << refused.err;
+  EXPECT_EQ(std::count(refused.err.begin(), refused.err.end(), '\n'), 1) << refused.err;
+}
+
 TEST_F(Job, SmallAndOddDatasets) {
   const auto trained_on = [](const std::string& tsv, const Words& more = {}) {
     fs::remove_all(path("odd"));

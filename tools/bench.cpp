@@ -1,0 +1,385 @@
+// quest bench: how fast each part of the job runs here, beside the most that this machine could do.
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <numeric>
+#include <set>
+#include <tuple>
+
+#include "index/hnsw.h"
+#include "kernels/base/json.h"
+#include "kernels/base/progress.h"
+#include "kernels/base/random.h"
+#include "kernels/tile.h"
+#include "sampling/import.h"
+#include "sampling/sampler.h"
+#include "tools/commands.h"
+#include "tools/run.h"
+#include "train/job.h"
+#include "train/plan.h"
+
+namespace quest {
+
+namespace {
+
+struct BenchOptions {
+  Settings s;
+  std::string source;  // of the dataset, for import
+  int64_t rounds = 5, texts = 256, memory = 0;
+  bool json = false;
+};
+
+// A context that takes the time of every op.
+struct Stopwatch : Context {
+  static constexpr const char* names[] = {"matmul",     "matmul, backward",
+                                          "attention",  "attention, backward",
+                                          "norm",       "norm, backward",
+                                          "rope",       "rope, backward",
+                                          "swiglu",     "swiglu, backward",
+                                          "similarity", "similarity, backward",
+                                          "add",        "embed",
+                                          "gather",     "pool"};
+  static constexpr std::tuple ops{&Ops::matmul,     &Ops::matmul_backward,
+                                  &Ops::attention,  &Ops::attention_backward,
+                                  &Ops::rmsnorm,    &Ops::rmsnorm_backward,
+                                  &Ops::rope,       &Ops::rope_backward,
+                                  &Ops::swiglu,     &Ops::swiglu_backward,
+                                  &Ops::similarity, &Ops::similarity_backward,
+                                  &Ops::add,        &Ops::embed,
+                                  &Ops::gather,     &Ops::pool};
+  static constexpr size_t count = std::size(names);
+
+  explicit Stopwatch(const Context& c) : Context(c), real(*c.ops), timed(real) {
+    Context::ops = &timed;
+    replace(std::make_index_sequence<count>());
+  }
+  Stopwatch(Stopwatch&&) = delete;
+
+  const Ops real;
+  Ops timed;
+  mutable double seconds[count] = {};
+  // "matmul 81 %, attention 9 %, ...", of so many seconds
+  std::string shares(double whole) const {
+    std::vector<std::pair<double, const char*>> all;
+    for (size_t i = 0; i < count; ++i) all.push_back({seconds[i] / whole, names[i]});
+    std::ranges::sort(all, std::greater());
+    std::string text;
+    for (const auto& [share, name] : all)
+      if (share > 0.005) text += format("%s%s %.0f %%", text.empty() ? "" : ", ", name, 100 * share);
+    return text;
+  }
+
+ private:
+  template <size_t i, class... A>
+  static void run(const Context& c, A... a) {
+    const auto& watch = static_cast<const Stopwatch&>(c);
+    const double start = now_seconds();
+    (watch.real.*std::get<i>(ops))(c, a...);
+    watch.seconds[i] += now_seconds() - start;
+  }
+  template <size_t i, class... A>
+  void replace_one(void (*Ops::*op)(const Context&, A...)) {
+    timed.*op = run<i, A...>;
+  }
+  template <size_t... i>
+  void replace(std::index_sequence<i...>) {
+    (replace_one<i>(std::get<i>(ops)), ...);
+  }
+};
+
+// What a round did: an amount of something, and FLOP of linear layers.
+struct Done {
+  double amount, flop = 0;
+};
+
+class Bench {
+ public:
+  explicit Bench(const BenchOptions& options) : o(options), data(open_job_data(o.s)), engine(o.s, o.memory) {
+    // Texts of the dataset, and a stream of their tokens that can be cut into texts of equal length.
+    Corpus corpus;
+    const Texts& all = data.train.texts;
+    for (int64_t i = 0; i < all.size() && std::ssize(corpus.texts) < o.texts; ++i)
+      corpus.add(*engine.tokenizer, o.s, all.title(i), all.content(i), o.s.query_text);
+    for (const Text& t : corpus.texts) texts.emplace_back(t.tokens, t.tokens + t.count);
+    for (size_t i = 0; std::ssize(stream) < 2 * o.s.batch * o.s.length; ++i)
+      stream.insert(stream.end(), texts[i % texts.size()].begin(), texts[i % texts.size()].end());
+    engine.reserve(engine.room(0));
+    std::vector<int32_t> ids(o.s.prompt_rows);
+    std::iota(ids.begin(), ids.end(), 1);
+    prompt = new_acc(engine.context, o.s.prompt_rows, engine.width(), "prompt/rows");
+    engine.ops.embed(engine.context, engine.model->embedding, ids.data(), prompt);
+    json.object().field("model", engine.model->name).field("dataset", data.name);
+    json.field("threads", engine.threads.count()).field("kernels", engine.ops.path);
+    json.field("precision", o.s.precision).field("rounds", o.rounds).key("results").array();
+    say(format("%s; %s; %d threads, kernels %s, %s; medians of %ld rounds", engine.model->name.c_str(),
+               data.name.c_str(), engine.threads.count(), engine.ops.path, o.s.precision.c_str(), o.rounds));
+  }
+
+  void run(const std::vector<std::string>& wanted) {
+    const std::pair<std::string, void (Bench::*)()> parts[] = {
+        {"ceilings", &Bench::ceilings},
+        {"ops", &Bench::ops},
+        {"encode", &Bench::encode},
+        {"train-prefix", &Bench::train<Placement::prefix>},
+        {"train-suffix", &Bench::train<Placement::suffix>},
+        {"sample", &Bench::sample},
+        {"import", &Bench::import},
+        {"search", &Bench::search}};
+    for (const std::string& name : wanted)
+      if (std::ranges::none_of(parts, [&](auto& part) { return name == part.first; }))
+        fail(Exit::usage,
+             "quest bench: expected ceilings, ops, encode, train-prefix, train-suffix, sample, import or "
+             "search, found '%s'",
+             name.c_str());
+    for (const auto& [name, part] : parts)
+      if (wanted.empty() || std::ranges::count(wanted, name)) (this->*part)();
+    if (results) json.end();
+    if (o.json) printf("%s\n", json.end().end().text().c_str());
+  }
+
+ private:
+  // The most that registers and memory give.
+  void ceilings() {
+    const KernelPath& k = *engine.ops.kernel_path;
+    measure("multiply-add, fp32", "GFLOP/s", 1e-9, [&] { return Done{multiply(k.peak, 2)}; });
+    if (k.peak_pairs)
+      measure("multiply-add, bf16", "GFLOP/s", 1e-9, [&] { return Done{multiply(k.peak_pairs, 4)}; });
+    measure("memory, read", "GB/s", 1e-9, [&] { return Done{read_memory()}; });
+  }
+
+  // The linear layers, once each type and shape, on --rows rows.
+  void ops() {
+    std::set<std::tuple<Type, int64_t, int64_t>> known;
+    each_weight(*engine.model, [&](const View& w, int64_t layer, const char* name, auto, int64_t, int64_t) {
+      if (layer < 0 || w.rows == 1 || !known.insert({w.type, w.rows, w.cols}).second) return;
+      for (const bool forward : {true, false}) {
+        const Scratch scope(*engine.arena);
+        const Context& c = engine.context;
+        const View x = (forward ? new_act : new_acc)(c, o.s.rows, forward ? w.cols : w.rows, "bench/x");
+        const View y = (forward ? new_act : new_acc)(c, o.s.rows, forward ? w.rows : w.cols, "bench/y");
+        std::memset(x.data, 0x3d, x.rows * row_bytes(x.type, x.cols));  // 0.046
+        const double flop = 2.0 * o.s.rows * w.rows * w.cols;
+        measure(format("%s, %s %ld x %ld, %s", name, w.type == Type::nf4 ? "NF4" : format_of(w.type).name,
+                       w.rows, w.cols, forward ? "forward" : "dX"),
+                "GFLOP/s", 1e-9, [&] {
+                  (forward ? engine.ops.matmul : engine.ops.matmul_backward)(c, x, w, y, Into::set);
+                  return Done{flop, flop};
+                });
+      }
+    });
+  }
+
+  // Texts as they are, behind a shared prompt.
+  void encode() {
+    const Scratch scope(*engine.arena);
+    std::vector<Text> list;
+    double tokens = 0;
+    for (const auto& t : texts) list.push_back({t.data(), int32_t(t.size()), {}}), tokens += t.size();
+    const View e = new_acc(engine.context, std::ssize(list), engine.width(), "bench/embeddings");
+    measure_steps("encode, prefix", "tokens/s", tokens,
+                  format("%zu texts, %.1f tokens each", list.size(), tokens / list.size()),
+                  [&](const Context& c) {
+                    embed_texts(encoder(c, Placement::prefix), list.data(), std::ssize(list), e);
+                  });
+  }
+
+  // Steps of --batch pairs of texts of exactly --length tokens; those of the suffix are in the text cache.
+  template <Placement placement>
+  void train() {
+    const Scratch scope(*engine.arena);
+    const Context& shared = engine.context;
+    const int64_t B = o.s.batch, T = 2 * B, length = o.s.length;
+    const bool suffix = placement == Placement::suffix;
+    const BatchArrays a(*engine.arena, B, false);
+    for (int64_t t = 0; t < T; ++t) a.texts[t] = {stream.data() + t * length, int32_t(length), {}};
+    for (int32_t i = 0; i < B; ++i) a.queries[i] = i, a.labels[i] = B + i, a.pairs[i] = {i, i};
+    std::fill_n(a.hidden, B * B, uint8_t{0});
+    for (int64_t first = 0, n; suffix && first < T; first += n) {
+      n = texts_per_pass(a.texts, first, T, o.s.rows);
+      text_pass_into(encoder(shared, placement), a.texts + first, n, n * length, {}, {});
+    }
+    View gradient = new_acc(shared, o.s.prompt_rows, engine.width(), "prompt/gradient");
+    View loss = new_acc(shared, 1, 1, "loss/loss");
+    const StepShape shape{placement, Pooling::last, o.s.prompt_rows, B, length, o.s.rows, false, suffix};
+    const auto [policy, fits] = choose_policy(*engine.model, engine.ops, engine.threads.count(), shape,
+                                              engine.arena->room(), o.s.micro, o.s.spacing);
+    if (!fits)
+      fail(Exit::machine,
+           "memory: %ld pairs of texts of %ld tokens do not fit into %s; give more --memory or a "
+           "smaller --batch",
+           B, length, human_bytes(engine.memory).c_str());
+    measure_steps(suffix ? "train, suffix, cached texts" : "train, prefix", "pairs/s", B,
+                  describe(policy, T, engine.model->layers), [&](const Context& c) {
+                    loss_and_gradient(encoder(c, placement), a.batch(T, B, B, B), policy, loss, gradient);
+                  });
+  }
+
+  void sample() {
+    const double n = data.train.labels.count();
+    measure("sample", "pairs/s", 1, [&] {
+      sample_pairs(data, {}, {.k = int64_t(n / 4)}, engine.threads);
+      return Done{n};
+    });
+  }
+
+  // Of --source; what counts is the dataset folder that is written.
+  void import() {
+    const std::filesystem::path folder =
+        std::filesystem::temp_directory_path() / format("quest-bench-%d", getpid());
+    measure("import", "MB/s", 1e-6, [&] {
+      std::filesystem::remove_all(folder);
+      import_dataset(o.source.empty() ? default_dataset_source() : o.source, folder);
+      Done done{0};
+      for (const auto& file : std::filesystem::directory_iterator(folder)) done.amount += file.file_size();
+      return done;
+    });
+    std::filesystem::remove_all(folder);
+  }
+
+  // 1,000 queries among as many labels as the dataset has, at most 20,000: random vectors.
+  void search() {
+    const int64_t d = engine.width(), n = std::min<int64_t>(data.labels.size(), 20000), queries = 1000;
+    std::vector<float> vectors((n + queries) * d);
+    for (size_t i = 0; i < vectors.size(); ++i) vectors[i] = float(random_uniform(1, 0, i)) - 0.5f;
+    engine.normalize(vectors, {});
+    const Vectors q{vectors.data(), queries, d}, l{q.row(queries), n, d};
+    measure(format("search, exact, %ld labels", n), "queries/s", 1, [&] {
+      exact_top_k(q, l, 100, engine.threads);
+      return Done{double(queries), 2.0 * queries * n * d};
+    });
+    const Hnsw index(l);
+    measure(format("search, HNSW, %ld labels", n), "queries/s", 1, [&] {
+      index.search(q, 100, engine.threads);
+      return Done{double(queries)};
+    });
+  }
+
+  Encoder encoder(const Context& c, Placement placement) {
+    return {*engine.model, c, placement, Pooling::last, prompt, o.s.rows};
+  }
+
+  // All threads at once: so many FLOP of nothing but multiply-adds.
+  double multiply(KernelPath::Tile peak, double flop_a_word) {
+    const int64_t steps = 100000, threads = engine.threads.count();
+    const Scratch scope(*engine.arena);
+    float* operands = engine.arena->array<float>(64, "bench/operands");
+    float* sums = engine.arena->array<float>(512 * threads, "bench/sums");
+    std::fill_n(operands, 64, 0.0f);
+    engine.threads.each(threads, [&](int64_t i, int) { peak(operands, operands, sums + 512 * i, steps); });
+    const KernelPath& k = *engine.ops.kernel_path;
+    return flop_a_word * k.rows * k.columns * steps * threads;
+  }
+  double ceiling() {
+    const KernelPath& k = *engine.ops.kernel_path;
+    const bool pairs = k.peak_pairs && engine.ops.activation == Type::bf16;
+    const double start = now_seconds(), flop = pairs ? multiply(k.peak_pairs, 4) : multiply(k.peak, 2);
+    return flop / (now_seconds() - start);
+  }
+  double read_memory() {
+    const int64_t threads = engine.threads.count(), part = (1 << 25) / threads;
+    const Scratch scope(*engine.arena);
+    uint64_t* memory = engine.arena->array<uint64_t>(part * threads, "bench/memory");  // 256 MiB
+    std::vector<uint64_t> sums(threads * 8);
+    engine.threads.each(threads, [&](int64_t t, int) {
+      uint64_t sum = 0;
+      for (int64_t i = t * part; i < (t + 1) * part; ++i) sum += memory[i];
+      sums[t * 8] = sum;
+    });
+    return 8.0 * part * threads + double(sums[0] % 2);  // so that the sums are needed
+  }
+
+  // f(context) does `amount` of the unit, and counts its FLOP. The clock costs an op less than a microsecond.
+  void measure_steps(const std::string& name, const char* unit, double amount, const std::string& how,
+                     auto&& f) {
+    const Stopwatch watch(engine.context);
+    double all = 0;
+    measure(name, unit, 1, [&] {
+      const double before = engine.flops, start = now_seconds();
+      f(watch);
+      all += now_seconds() - start;
+      return Done{amount, engine.flops - before};
+    });
+    const std::string shares = watch.shares(all);
+    say("    " + how + "\n    " + shares);
+    json.field("how", how).field("ops", shares);
+  }
+
+  // The median rate, in units of 1 / scale, of rounds of f(), each at least a twentieth of a second, after
+  // one that does not count. Where f does FLOP the ceiling is measured before each round. Leaves the result's
+  // object open.
+  void measure(const std::string& name, const char* unit, double scale, auto&& f) {
+    std::vector<double> rates, shares;
+    int64_t repeats = 1;
+    double top = 1;
+    for (int64_t round = 0; round <= o.rounds; ++round) {
+      if (top > 0) top = ceiling();
+      const double start = now_seconds();
+      Done sum{0};
+      for (int64_t i = 0; i < repeats; ++i) {
+        const Done done = f();
+        sum.amount += done.amount, sum.flop += done.flop;
+      }
+      const double seconds = now_seconds() - start;
+      if (sum.flop == 0) top = 0;
+      if (round == 0) {
+        repeats = 1 + static_cast<int64_t>(0.05 / seconds);
+        continue;
+      }
+      rates.push_back(sum.amount / seconds * scale);
+      shares.push_back(top > 0 ? sum.flop / seconds / top : 0);
+    }
+    std::ranges::sort(rates), std::ranges::sort(shares);
+    const double middle = rates[rates.size() / 2], share = shares[shares.size() / 2];
+    if (results++) json.end();
+    json.object().field("name", name).field("unit", unit).field("median", middle);
+    json.field("least", rates.front()).field("most", rates.back());
+    if (share > 0) json.field("of_ceiling", share);
+    say(format("%-36s %10.5g %-9s %10.5g to %-10.5g", name.c_str(), middle, unit, rates.front(),
+               rates.back()) +
+        (share > 0 ? format("%3.0f %% of the ceiling", 100 * share) : ""));
+  }
+
+  void say(const std::string& line) {
+    if (!o.json) printf("%s\n", line.c_str()), fflush(stdout);
+  }
+
+  const BenchOptions& o;
+  const Dataset data;
+  Engine engine;
+  std::vector<std::vector<int32_t>> texts;  // tokens
+  std::vector<int32_t> stream;
+  View prompt;
+  JsonWriter json;
+  int64_t results = 0;
+};
+
+}  // namespace
+
+std::vector<Command> bench_commands() {
+  const auto o = std::make_shared<BenchOptions>();
+  o->s.prompt_rows = 16;
+  std::vector<Option> options = {
+      {"rounds", 0, &o->rounds, "N", "rounds of each measurement", 1, 1000},
+      {"texts", 0, &o->texts, "N", "texts to encode, the dataset's first", 1, 1000000},
+      {"source", 0, &o->source, "PATH", "what to import; without it the default dataset's raw files"},
+      memory_option(o->memory),
+      {"json", 0, &o->json, "", "print JSON"}};
+  constexpr std::string_view shared =
+      " model quant data length prompt-rows batch precision kernels threads rows micro spacing ";
+  for (const Option& option : job_options(o->s))
+    if (shared.find(" " + option.name + " ") != shared.npos) options.push_back(option);
+  return {{.name = "bench",
+           .summary = "how fast each part of the job runs here, beside this machine's ceilings",
+           .arguments = "[PART...]",
+           .examples = "  quest bench\n  quest bench ops --rows 512 --kernels avx2\n  quest bench encode "
+                       "train-prefix --json\n",
+           .options = std::move(options),
+           .run = [o](const std::vector<std::string>& parts) {
+             Bench(*o).run(parts);
+             return 0;
+           }}};
+}
+
+}  // namespace quest
