@@ -9,7 +9,7 @@
 
 #include "kernels/base/error.h"
 #include "kernels/base/threads.h"
-#include "kernels/tile_math.h"
+#include "kernels/matmul.h"
 
 namespace quest {
 
@@ -94,14 +94,18 @@ inline void require_width(Vectors queries, int64_t width) {
 inline Ranked exact_top_k(Vectors queries, Vectors labels, int64_t k, Threads& threads) {
   // A block of labels stays in the second-level cache while a block of queries passes over it.
   constexpr int64_t query_block = 16, label_block = 64;
+  const auto dots = kernel_paths()[0].row->dots;
   require_width(queries, labels.width);
   Ranked lists(queries.count, k);
   threads.each((queries.count + query_block - 1) / query_block, [&](int64_t item, int) {
     const int64_t first = item * query_block, end = std::min(first + query_block, queries.count);
+    float scores[label_block];
     for (int64_t block = 0; block < labels.count; block += label_block)
-      for (int64_t q = first; q < end; ++q)
-        for (int64_t l = block; l < std::min(block + label_block, labels.count); ++l)
-          lists.offer(q, dot(queries.row(q), labels.row(l), labels.width), l);
+      for (int64_t q = first; q < end; ++q) {
+        const int64_t count = std::min(label_block, labels.count - block);
+        dots(queries.row(q), labels.row(block), count, labels.width, scores);
+        for (int64_t l = 0; l < count; ++l) lists.offer(q, scores[l], block + l);
+      }
   });
   return lists;
 }

@@ -17,8 +17,9 @@ namespace quest {
 
 // Smaller is nearer. A NaN would break the order of hnswlib's queues.
 static float distance(const void* a, const void* b, const void* width) {
-  const float score =
-      dot(static_cast<const float*>(a), static_cast<const float*>(b), *static_cast<const int64_t*>(width));
+  float score;
+  kernel_paths()[0].row->dots(static_cast<const float*>(a), static_cast<const float*>(b), 1,
+                              *static_cast<const int64_t*>(width), &score);
   return std::isnan(score) ? INFINITY : -score;
 }
 

@@ -22,12 +22,14 @@ std::span<const KernelPath> kernel_paths() {
       {"avx2", 6, 16, tile_avx2, nullptr, peak_avx2, nullptr, &rows_avx2},
       {"portable", 4, 8, tile_portable, nullptr, peak_portable, nullptr, &rows_portable},
   };
-  __builtin_cpu_init();  // also asks whether the system saves the wide registers (XCR0)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  const bool avx512bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-  return std::span(all).subspan(avx512bf16 ? 0 : avx512 ? 1 : avx2 ? 2 : 3);
+  static const int best = [] {
+    __builtin_cpu_init();  // also asks whether the system saves the wide registers (XCR0)
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    return avx512 && __builtin_cpu_supports("avx512bf16") ? 0 : avx512 ? 1 : avx2 ? 2 : 3;
+  }();
+  return std::span(all).subspan(best);
 }
 
 const KernelPath* find_path(const char* name) {

@@ -23,6 +23,8 @@ struct RowKernels {
   void (*swiglu)(const float* gate, const float* up, int64_t n, float* y);
   void (*swiglu_backward)(const float* dy, const float* gate, const float* up, int64_t n, float* dgate,
                           float* dup);
+  // out[i] = dot(q, x + i * width), i < n
+  void (*dots)(const float* q, const float* x, int64_t n, int64_t width, float* out);
   // One query of one head against `count` keys and values, `stride` apart: p [count], out [D].
   void (*attention)(const float* q, const float* k, const float* v, int64_t D, int64_t stride, int64_t count,
                     float scale, float* p, float* out);

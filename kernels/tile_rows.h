@@ -164,6 +164,10 @@ void swiglu_backward(const float* dy, const float* gate, const float* up, int64_
   }
 }
 
+void dots(const float* q, const float* x, int64_t n, int64_t width, float* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = dot(q, x + i * width, width);
+}
+
 // p_j = softmax_j(q . k_j * scale), j in [0, count); every score stands in p, no online rescaling.
 void attention_weights(const float* q, const float* k, int64_t D, int64_t stride, int64_t count, float scale,
                        float* p) {
@@ -208,6 +212,7 @@ constexpr RowKernels row_kernels = {
     turn,
     swiglu,
     swiglu_backward,
+    dots,
     attention,
     attention_backward};
 

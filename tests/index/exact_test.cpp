@@ -5,6 +5,7 @@
 
 #include <limits>
 
+#include "kernels/tile_math.h"
 #include "kernels/base/error.h"
 #include "kernels/base/random.h"
 #include "kernels/base/threads.h"

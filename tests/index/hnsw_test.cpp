@@ -10,6 +10,7 @@
 #include <functional>
 #include <limits>
 
+#include "kernels/tile_math.h"
 #include "kernels/base/error.h"
 #include "kernels/base/file.h"
 #include "kernels/base/hash.h"

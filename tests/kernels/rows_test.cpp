@@ -126,6 +126,19 @@ TEST(Rows, ElementwiseOpsGiveTheSameBits) {
       }
 }
 
+TEST(Rows, DotsGiveTheSameBits) {
+  for (const int64_t width : {1, 15, 16, 33, 576})
+    for (const int64_t n : {1, 5}) {
+      const Floats q = numbers(width, 20), x = numbers(n * width, 21);
+      expect_same(width, "dots", [&](const RowKernels& k) {
+        Floats out(n);
+        k.dots(q.data(), x.data(), n, width, out.data());
+        for (int64_t i = 0; i < n; ++i) EXPECT_EQ(out[i], dot(q.data(), &x[i * width], width)) << i;
+        return out;
+      });
+    }
+}
+
 TEST(Rows, AttentionGivesTheSameBits) {
   for (const int64_t D : {2, 16, 20, 64, 150})
     for (const int64_t count : {1, 5, 33}) {
