@@ -46,7 +46,6 @@ namespace {
 // Inner indices of a panel. The shorter, the less a sum's rounding grows; a tile's rows of x fit the L1
 // cache.
 constexpr int64_t panel_inner = 192;
-constexpr int64_t x_stride = 208;    // words; an odd number of cache lines, so rows fall into different sets
 constexpr int64_t row_block = 1152;  // rows of x packed at a time: a multiple of each tile's
 constexpr int64_t width = 96;        // columns of a work item: a multiple of each tile's, and of a block
 constexpr int64_t widest_tile = 48;
@@ -60,13 +59,20 @@ struct Product {
   Into into;
   bool forward, bf16, pairs;
   int64_t panels;
-  float* packed_x;  // [row tile][panel][tile row][x_stride] words
+  float* packed_x;  // [row tile][panel][tile row][panel_inner] words
 };
 
-// Elements first .. first + count of a row, rounded to bf16 where the operands are.
-void operand(const Product& p, const View& v, int64_t row, int64_t first, int64_t count, float* to) {
+// Elements first .. first + count of a row.
+void decode(const Product& p, const View& v, int64_t row, int64_t first, int64_t count, float* to) {
   p.path->row->decode[static_cast<int>(v.type)](v.data, row * v.stride + first, count, to);
-  if (p.bf16 && v.type != Type::bf16) p.path->row->round(to, count);
+}
+// Whether these elements are yet to be rounded to bf16.
+bool rounds(const Product& p, const View& v) { return p.bf16 && v.type != Type::bf16; }
+
+// The same elements, rounded where the operands are.
+void operand(const Product& p, const View& v, int64_t row, int64_t first, int64_t count, float* to) {
+  decode(p, v, row, first, count, to);
+  if (rounds(p, v)) p.path->row->round(to, count);
 }
 
 // Two bf16 values, held as floats, in one word.
@@ -77,7 +83,7 @@ float join(float low, float high) {
 // Words of x[row][first .. first + count); a row past the last is zero, and its sums are never stored.
 void pack_row(const Product& p, int64_t row, int64_t first, int64_t count, float* to) {
   if (row >= p.x.rows) return void(std::fill_n(to, count, 0.0f));
-  if (!p.pairs) return operand(p, p.x, row, first, count, to);
+  if (!p.pairs || count == 0) return operand(p, p.x, row, first, count, to);
   float values[panel_inner];
   values[count - 1 + count % 2] = 0;
   operand(p, p.x, row, first, count, values);
@@ -89,18 +95,20 @@ void pack_rows(const Product& p, int64_t tile) {
     for (int64_t r = 0; r < p.path->rows; ++r) {
       const int64_t first = panel * panel_inner;
       pack_row(p, tile * p.path->rows + r, first, std::min(panel_inner, p.x.cols - first),
-               p.packed_x + ((tile * p.panels + panel) * p.path->rows + r) * x_stride);
+               p.packed_x + ((tile * p.panels + panel) * p.path->rows + r) * panel_inner);
     }
 }
 
 // panel[k][n] = w[column + n][first + k], n < path->columns, k < count; columns past the last are zero.
 void pack_transposed(const Product& p, int64_t column, int64_t first, int64_t count, float* panel) {
+  constexpr int64_t size = 64;  // divides panel_inner
   const int64_t columns = p.path->columns, real = std::min(columns, p.w.rows - column);
-  float block[widest_tile * block_size] = {};
-  for (int64_t k = 0; k < count; k += block_size) {
-    const int64_t length = std::min(block_size, count - k);
-    for (int64_t n = 0; n < real; ++n) operand(p, p.w, column + n, first + k, length, block + n * block_size);
-    p.path->row->transpose(block, columns, length, panel + k * columns);
+  float block[widest_tile * size] = {};
+  for (int64_t k = 0; k < count; k += size) {
+    const int64_t length = std::min(size, count - k);
+    for (int64_t n = 0; n < real; ++n) decode(p, p.w, column + n, first + k, length, block + n * size);
+    if (rounds(p, p.w)) p.path->row->round(block, columns * size);
+    p.path->row->transpose(block, columns, panel + k * columns);
   }
 }
 
@@ -134,32 +142,35 @@ void pack_weights(const Product& p, int64_t column, int64_t tiles, int64_t first
   }
 }
 
-// Row tiles [begin, end) of the columns [column, column + width).
+// Row tiles [begin, end) of the columns [column, column + width). A tile's sums are cleared before the first
+// panel and stored after the last, while they are in the cache.
 void multiply_block(const Product& p, int64_t column, int64_t begin, int64_t end, float* panel, float* sums) {
   const int64_t rows = p.path->rows, columns = p.path->columns, tile_size = rows * columns;
   const int64_t outputs = std::min(width, p.y.cols - column), column_tiles = tiles_of(outputs, columns);
   const KernelPath::Tile tile = p.pairs ? p.path->tile_pairs : p.path->tile;
   const auto store = p.y.type == Type::f32 ? p.path->row->store_f32 : p.path->row->store_bf16;
-  std::fill_n(sums, (end - begin) * column_tiles * tile_size, 0.0f);
   for (int64_t i = 0; i < p.panels; ++i) {
     const int64_t first = i * panel_inner, count = std::min(panel_inner, p.x.cols - first);
     pack_weights(p, column, column_tiles, first, count, panel);
+    float* sum = sums;
     for (int64_t r = begin; r < end; ++r)
-      for (int64_t c = 0; c < column_tiles; ++c)
-        tile(p.packed_x + (r * p.panels + i) * rows * x_stride, panel + c * columns * panel_inner,
-             sums + ((r - begin) * column_tiles + c) * tile_size, p.pairs ? tiles_of(count, 2) : count);
+      for (int64_t c = 0; c < column_tiles; ++c, sum += tile_size) {
+        if (i == 0) std::fill_n(sum, tile_size, 0.0f);
+        tile(p.packed_x + (r * p.panels + i) * rows * panel_inner, panel + c * columns * panel_inner, sum,
+             p.pairs ? tiles_of(count, 2) : count);
+        if (i + 1 < p.panels) continue;
+        const View y = columns_of(p.y, column + c * columns, std::min(columns, outputs - c * columns));
+        for (int64_t n = 0; n < std::min(rows, p.x.rows - r * rows); ++n)
+          store(sum + n * columns, y.cols, p.into == Into::add, row_pointer(y, r * rows + n));
+      }
   }
-  for (int64_t row = begin * rows; row < std::min(end * rows, p.x.rows); ++row)
-    for (int64_t c = 0; c < column_tiles; ++c)
-      store(sums + ((row / rows - begin) * column_tiles + c) * tile_size + row % rows * columns,
-            std::min(columns, outputs - c * columns), p.into == Into::add,
-            row_pointer(columns_of(p.y, column + c * columns, 1), row));
 }
 
 void multiply(const Context& context, View x, View w, View y, Into into, bool forward) {
   const KernelPath* path = context.ops->kernel_path;
   const bool bf16 = context.ops->activation == Type::bf16, pairs = bf16 && path->tile_pairs;
-  Product p{path, x, w, y, into, forward, bf16, pairs, tiles_of(x.cols, panel_inner), nullptr};
+  Product p{path,   x, w, y, into, forward, bf16, pairs, std::max<int64_t>(tiles_of(x.cols, panel_inner), 1),
+            nullptr};
   Scratch scratch(*context.arena);
   const int64_t threads = context.threads->count(), blocks = tiles_of(p.y.cols, width);
   const int64_t most_tiles = tiles_of(std::min(p.x.rows, row_block), p.path->rows);
@@ -168,7 +179,7 @@ void multiply(const Context& context, View x, View w, View y, Into into, bool fo
   const int64_t item_tiles = std::max<int64_t>(share, 8);
   const int64_t sums_size = item_tiles * p.path->rows * width;
   p.packed_x =
-      context.arena->array<float>(most_tiles * p.path->rows * p.panels * x_stride, "scratch/packed rows");
+      context.arena->array<float>(most_tiles * p.path->rows * p.panels * panel_inner, "scratch/packed rows");
   float* panels = context.arena->array<float>(threads * panel_inner * width, "scratch/weight panels");
   float* sums = context.arena->array<float>(threads * sums_size, "scratch/sums");
   for (int64_t row = 0; row < x.rows; row += row_block) {

@@ -85,6 +85,19 @@ typedef float Lanes __attribute__((vector_size(__BIGGEST_ALIGNMENT__), aligned(4
 constexpr int lanes = sizeof(Lanes) / 4;
 static inline const Lanes& lanes_at(const float* x) { return *reinterpret_cast<const Lanes*>(x); }
 
+// a[first], b[first], a[first + 1], b[first + 1], ...: as many as one has.
+template <int first, class V>
+static inline V interleave(const V& a, const V& b) {
+  constexpr int f = first;
+  if constexpr (sizeof a == 64)
+    return __builtin_shufflevector(a, b, f, f + 16, f + 1, f + 17, f + 2, f + 18, f + 3, f + 19, f + 4,
+                                   f + 20, f + 5, f + 21, f + 6, f + 22, f + 7, f + 23);
+  else if constexpr (sizeof a == 32)
+    return __builtin_shufflevector(a, b, f, f + 8, f + 1, f + 9, f + 2, f + 10, f + 3, f + 11);
+  else
+    return __builtin_shufflevector(a, b, f, f + 4, f + 1, f + 5);
+}
+
 // The elements of a vector, its halves added until there is one: i and i + n/2, then i and i + n/4, ...
 template <class V>
 static inline float total(const V& s) {

@@ -9,7 +9,7 @@ namespace quest {
 template <int rows, int vectors, class Vector, class MultiplyAdd>
 static inline void multiply_tile(const float* x, const float* w, float* acc, int64_t steps, Vector zero,
                                  MultiplyAdd multiply_add) {
-  constexpr int x_stride = 208;
+  constexpr int x_stride = 192;
   const auto* weights = reinterpret_cast<const Vector*>(w);
   auto* stored = reinterpret_cast<Vector*>(acc);
   Vector sum[rows][vectors];

@@ -27,28 +27,30 @@ template <class Block, int zero>
 void decode_nibbles(const void* from, int64_t at, int64_t count, float* out) {
   for (const auto* block = static_cast<const Block*>(from) + at / 32; count > 0;
        ++block, count -= 32, out += 32) {
-    const Block b = *block;
-    const float d = from_f16(b.d);
+    const float d = from_f16(block->d);
     float m = 0;
     uint32_t high = 0;
-    if constexpr (requires { b.m; }) m = from_f16(b.m);
-    if constexpr (requires { b.high; }) memcpy(&high, b.high, 4);
+    uint8_t low[16];  // a copy: for all the compiler knows out lies over the block
+    memcpy(low, block->nibbles, 16);
+    if constexpr (requires { block->m; }) m = from_f16(block->m);
+    if constexpr (requires { block->high; }) memcpy(&high, block->high, 4);
     const auto value = [&](int q) {
       const float x = d * static_cast<float>(q - zero);
-      if constexpr (requires { b.m; }) return x + m;
+      if constexpr (requires { block->m; }) return x + m;
       return x;
     };
-    for (int e = 0; e < 16; ++e) out[e] = value((b.nibbles[e] & 15) | (high >> e & 1) << 4);
-    for (int e = 0; e < 16; ++e) out[e + 16] = value(b.nibbles[e] >> 4 | (high >> (e + 16) & 1) << 4);
+    for (int e = 0; e < 16; ++e) out[e] = value((low[e] & 15) | (high >> e & 1) << 4);
+    for (int e = 0; e < 16; ++e) out[e + 16] = value(low[e] >> 4 | (high >> (e + 16) & 1) << 4);
   }
 }
 
 void decode_q8_0(const void* from, int64_t at, int64_t count, float* out) {
   for (const auto* block = static_cast<const BlockQ8_0*>(from) + at / 32; count > 0;
        ++block, count -= 32, out += 32) {
-    const BlockQ8_0 b = *block;
-    const float d = from_f16(b.d);
-    for (int e = 0; e < 32; ++e) out[e] = d * static_cast<float>(b.values[e]);
+    const float d = from_f16(block->d);
+    int8_t q[32];
+    memcpy(q, block->values, 32);
+    for (int e = 0; e < 32; ++e) out[e] = d * static_cast<float>(q[e]);
   }
 }
 
@@ -106,9 +108,27 @@ void round_row(float* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] = round_bf16(x[i]);
 }
 
-void transpose(const float* block, int64_t rows, int64_t columns, float* to) {
-  for (int64_t i = 0; i < columns; ++i)
-    for (int64_t n = 0; n < rows; ++n) to[i * rows + n] = block[n * 32 + i];
+// A square as wide as a register: n times the i-th row is interleaved with the one half the square below,
+// log2(n) times.
+void transpose(const float* block, int64_t rows, float* to) {
+  for (int64_t n = 0; n < rows; n += lanes)
+    for (int64_t i = 0; i < 64; i += lanes) {
+      Lanes row[lanes], next[lanes];
+#pragma GCC unroll 16
+      for (int r = 0; r < lanes; ++r) row[r] = lanes_at(block + (n + r) * 64 + i);
+#pragma GCC unroll 4
+      for (int step = 1; step < lanes; step *= 2) {
+#pragma GCC unroll 16
+        for (int r = 0; r < lanes / 2; ++r) {
+          next[2 * r] = interleave<0>(row[r], row[r + lanes / 2]);
+          next[2 * r + 1] = interleave<lanes / 2>(row[r], row[r + lanes / 2]);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < lanes; ++r) row[r] = next[r];
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < lanes; ++r) *reinterpret_cast<Lanes*>(to + (i + r) * rows + n) = row[r];
+    }
 }
 
 float inverse_rms(const float* x, float eps, int64_t n) {

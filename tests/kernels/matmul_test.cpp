@@ -357,7 +357,7 @@ TEST(Matmul, TheEmulationIsTheInstruction) {
   if (strcmp(kernel_paths()[0].name, "avx512bf16"))
     GTEST_SKIP() << "this processor has no AVX-512 BF16; its tile was proved by emulation in the other tests";
   constexpr int64_t steps = 64;
-  alignas(64) static float x[8 * 208], w[steps * 48], sums[8 * 48], emulated[8 * 48];
+  alignas(64) static float x[8 * 192], w[steps * 48], sums[8 * 48], emulated[8 * 48];
   uint64_t i = 0;
   const auto word = [&i] {  // operands below 2 of any size, subnormal ones too
     return std::bit_cast<float>(static_cast<uint32_t>(random_bits(14, 0, i++)) & 0xbfffbfff);

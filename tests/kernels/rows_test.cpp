@@ -81,11 +81,12 @@ TEST(Rows, StoresGiveTheSameBits) {
         return y;
       });
     }
-  const Floats block = numbers(48 * 32, 4);
-  for (const int64_t columns : {1, 17, 32})
-    expect_same(columns, "transpose", [&](const RowKernels& k) {
-      Floats to(48 * columns);
-      k.transpose(block.data(), 48, columns, to.data());
+  const Floats block = numbers(48 * 64, 4);
+  for (const int64_t rows : {16, 48})
+    expect_same(rows, "transpose", [&](const RowKernels& k) {
+      Floats to(rows * 64);
+      k.transpose(block.data(), rows, to.data());
+      for (int64_t i = 0; i < rows * 64; ++i) EXPECT_EQ(to[i % 64 * rows + i / 64], block[i]) << i;
       return to;
     });
 }
