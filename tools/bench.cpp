@@ -360,16 +360,15 @@ class Bench {
 std::vector<Command> bench_commands() {
   const auto o = std::make_shared<BenchOptions>();
   o->s.prompt_rows = 16;
-  std::vector<Option> options = {
-      {"rounds", 0, &o->rounds, "N", "rounds of each measurement", 1, 1000},
-      {"texts", 0, &o->texts, "N", "texts to encode, the dataset's first", 1, 1000000},
-      {"source", 0, &o->source, "PATH", "what to import; without it the default dataset's raw files"},
-      memory_option(o->memory),
-      {"json", 0, &o->json, "", "print JSON"}};
-  constexpr std::string_view shared =
-      " model quant data length prompt-rows batch precision kernels threads rows micro spacing ";
-  for (const Option& option : job_options(o->s))
-    if (shared.find(" " + option.name + " ") != shared.npos) options.push_back(option);
+  std::vector<Option> options = job_options(
+      o->s, "model quant data length prompt-rows batch precision kernels threads rows micro spacing");
+  options.insert(
+      options.begin(),
+      {{"rounds", 0, &o->rounds, "N", "rounds of each measurement", 1, 1000},
+       {"texts", 0, &o->texts, "N", "texts to encode, the dataset's first", 1, 1000000},
+       {"source", 0, &o->source, "PATH", "what to import; without it the default dataset's raw files"},
+       memory_option(o->memory),
+       {"json", 0, &o->json, "", "print JSON"}});
   return {{.name = "bench",
            .summary = "how fast each part of the job runs here, beside this machine's ceilings",
            .arguments = "[PART...]",

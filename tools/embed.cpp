@@ -64,17 +64,16 @@ int export_prompt(const std::string& run, const std::string& out) {
 
 std::vector<Command> embed_commands() {
   const auto o = std::make_shared<EmbedOptions>();
-  std::vector<Option> options = {
-      {"run", 'r', &o->run, "DIR", "with the model, prompt and settings of a run"},
-      {"prompt", 0, &o->prompt, "PATH",
-       "or with a prompt.safetensors or a PEFT folder; without both, no prompt"},
-      {"label", 0, &o->label, "", "texts are labels: they read as --label-text says"},
-      {"out", 'o', &o->out, "FILE", ".npy file to write: float32 [texts, width]"},
-      memory_option(o->memory)};
-  constexpr std::string_view shared =
-      " model quant length pooling query-text label-text keep-empty precision kernels threads rows ";
-  for (Option& option : job_options(o->settings))
-    if (shared.find(" " + option.name + " ") != shared.npos) options.push_back(option);
+  std::vector<Option> options = job_options(
+      o->settings,
+      "model quant length pooling query-text label-text keep-empty precision kernels threads rows");
+  options.insert(options.begin(),
+                 {{"run", 'r', &o->run, "DIR", "with the model, prompt and settings of a run"},
+                  {"prompt", 0, &o->prompt, "PATH",
+                   "or with a prompt.safetensors or a PEFT folder; without both, no prompt"},
+                  {"label", 0, &o->label, "", "texts are labels: they read as --label-text says"},
+                  {"out", 'o', &o->out, "FILE", ".npy file to write: float32 [texts, width]"},
+                  memory_option(o->memory)});
   return {{.name = "embed",
            .summary = "unit vectors of texts, from the arguments or one a line from stdin, as .npy",
            .arguments = "[TEXT...]",

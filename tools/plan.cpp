@@ -120,16 +120,15 @@ void print_table(const Planner& p) {
 std::vector<Command> plan_commands() {
   const auto o = std::make_shared<PlanOptions>();
   o->s.text_cache = 0;
-  std::vector<Option> options = {
-      {"model", 'm', &o->model, "NAME", "such as llama-7b or smollm2-135m, or a config.json or its folder"},
-      {"gpu", 0, &o->gpu, "SIZE", "memory of a GPU, which also holds the weights", 1},
-      {"memory", 0, &o->memory, "SIZE", "memory of the host for this; without it 0.8 of what there is", 1},
-      {"json", 0, &o->json, "", "every allocation, for machines"}};
-  constexpr std::string_view shared =
-      " quant length placement pooling prompt-rows batch symmetric precision threads text-cache rows micro "
-      "spacing ";
-  for (const Option& option : job_options(o->s))
-    if (shared.find(" " + option.name + " ") != shared.npos) options.push_back(option);
+  std::vector<Option> options = job_options(o->s,
+                                            "quant length placement pooling prompt-rows batch symmetric "
+                                            "precision threads text-cache rows micro spacing");
+  options.insert(
+      options.begin(),
+      {{"model", 'm', &o->model, "NAME", "such as llama-7b or smollm2-135m, or a config.json or its folder"},
+       {"gpu", 0, &o->gpu, "SIZE", "memory of a GPU, which also holds the weights", 1},
+       {"memory", 0, &o->memory, "SIZE", "memory of the host for this; without it 0.8 of what there is", 1},
+       {"json", 0, &o->json, "", "every allocation, for machines"}});
   return {{.name = "plan",
            .summary = "where every byte of a training step goes, before it is used",
            .examples = "  quest plan --model llama-7b --gpu 24GiB --batch 1024 --prompt-rows 5 --quant nf4\n",

@@ -8,7 +8,8 @@
 
 namespace quest {
 
-std::vector<Option> job_options(Settings&);       // the table behind `quest train` and config.json
+// The table behind `quest train` and config.json, or of it the options that are named, parted by spaces.
+std::vector<Option> job_options(Settings&, const std::string& only = "");
 Option memory_option(int64_t& bytes);             // --memory, of everything that embeds texts
 Settings read_config(const std::string& folder);  // throws Error(input)
 RunFolder run_folder(Settings, const std::string& path);

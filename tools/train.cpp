@@ -12,8 +12,8 @@
 
 namespace quest {
 
-std::vector<Option> job_options(Settings& s) {
-  return {
+std::vector<Option> job_options(Settings& s, const std::string& only) {
+  std::vector<Option> options = {
       {"preset", 0, &s.preset, "default|paper|authors",
        "start from these values; what else is given changes them"},
       {"job", 0, &s.job, "NAME", "name of the job, for the record"},
@@ -63,6 +63,10 @@ std::vector<Option> job_options(Settings& s) {
       {"spacing", 0, &s.spacing, "N",
        "keep the input of every Nth layer, run the others again; 0: as memory allows", 0, 4096},
   };
+  std::erase_if(options, [&](const Option& o) {
+    return !only.empty() && (" " + only + " ").find(" " + o.name + " ") == only.npos;
+  });
+  return options;
 }
 
 Option memory_option(int64_t& bytes) {
