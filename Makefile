@@ -53,7 +53,7 @@ $(BUILD)/tools/fuzz: $(OBJ) $(BUILD)/tests/fuzz/fuzz.o
 # exponential into branches, and vectorise into quotients of both: denormal ones, six times as slow.
 NO_JUMPS = $(if $(filter clang%,$(notdir $(CXX))),,-fno-thread-jumps)
 AVX512 = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma
-$(BUILD)/kernels/tile_portable.o: ISA = $(NO_JUMPS)
+$(BUILD)/kernels/tile_portable.o: ISA = $(NO_JUMPS) -march=x86-64
 $(BUILD)/%avx2.o: ISA = $(NO_JUMPS) -mavx2 -mfma
 $(BUILD)/%avx512.o: ISA = $(NO_JUMPS) $(AVX512)
 $(BUILD)/%avx512bf16.o: ISA = $(AVX512) -mavx512bf16

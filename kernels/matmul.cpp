@@ -43,9 +43,8 @@ const KernelPath* find_path(const char* name) {
 
 namespace {
 
-// Inner indices of a panel. The shorter, the less a sum's rounding grows; a tile's rows of x fit the L1
+// A panel of 192 inner indices: the shorter, the less a sum's rounding grows; a tile's rows of x fit the L1
 // cache.
-constexpr int64_t panel_inner = 192;
 constexpr int64_t row_block = 1152;  // rows of x packed at a time: a multiple of each tile's
 constexpr int64_t width = 96;        // columns of a work item: a multiple of each tile's, and of a block
 constexpr int64_t widest_tile = 48;
@@ -101,7 +100,8 @@ void pack_rows(const Product& p, int64_t tile) {
 
 // panel[k][n] = w[column + n][first + k], n < path->columns, k < count; columns past the last are zero.
 void pack_transposed(const Product& p, int64_t column, int64_t first, int64_t count, float* panel) {
-  constexpr int64_t size = 64;  // divides panel_inner
+  constexpr int64_t size = 64;
+  static_assert(panel_inner % size == 0);  // so all 64 columns have their place in the panel
   const int64_t columns = p.path->columns, real = std::min(columns, p.w.rows - column);
   float block[widest_tile * size] = {};
   for (int64_t k = 0; k < count; k += size) {

@@ -14,7 +14,8 @@ struct RowKernels {
   void (*store_f32)(const float* x, int64_t n, bool add, void* y);   // y = (or +=) x
   void (*store_bf16)(const float* x, int64_t n, bool add, void* y);  // the same, rounded once
   void (*round)(float* x, int64_t n);                                // x = bf16(x)
-  void (*transpose)(const float* block, int64_t rows, float* to);  // [rows][64] -> [64][rows]; rows of tiles
+  void (*transpose)(const float* block, int64_t rows,
+                    float* to);  // [rows][64] -> [64][rows]; rows: a tile's columns
   void (*rmsnorm)(const float* x, const float* w, float eps, int64_t n, float* y);
   void (*rmsnorm_backward)(const float* dy, const float* x, const float* w, float eps, int64_t n, float* dx);
   void (*turn)(const float* x, const float* turns, bool halves, int64_t size, float direction, int64_t n,
@@ -35,9 +36,12 @@ struct RowKernels {
 
 extern const RowKernels rows_portable, rows_avx2, rows_avx512;
 
+constexpr int64_t panel_inner = 192;  // inner indices of a panel: rows of packed x are so many words apart
+
 struct KernelPath {
   // acc[r][n] += sum over k ascending of x[r][k] * w[k][n], r < rows, n < columns, k < steps.
-  // x: rows 192 words apart; w: rows of `columns` words; acc: rows of `columns` floats; both 64-byte aligned.
+  // x: rows panel_inner words apart; w: rows of `columns` words; acc: rows of `columns` floats; both 64-byte
+  // aligned.
   using Tile = void (*)(const float* x, const float* w, float* acc, int64_t steps);
 
   const char* name;

@@ -80,14 +80,14 @@ static inline float from_f16(uint16_t h) {
   return float_of(bits_of(magnitude) | infinity | (h & 0x8000u) << 16);
 }
 
-// A register of the instruction set that a file is compiled for.
+// A register of the instruction set that a file is compiled for (by g++; clang says 16 bytes everywhere).
 typedef float Lanes __attribute__((vector_size(__BIGGEST_ALIGNMENT__), aligned(4), may_alias));
 constexpr int lanes = sizeof(Lanes) / 4;
 static inline const Lanes& lanes_at(const float* x) { return *reinterpret_cast<const Lanes*>(x); }
 
 // a[first], b[first], a[first + 1], b[first + 1], ...: as many as one has.
 template <int first, class V>
-static inline V interleave(const V& a, const V& b) {
+static inline V interleave(V a, V b) {
   constexpr int f = first;
   if constexpr (sizeof a == 64)
     return __builtin_shufflevector(a, b, f, f + 16, f + 1, f + 17, f + 2, f + 18, f + 3, f + 19, f + 4,
@@ -100,7 +100,7 @@ static inline V interleave(const V& a, const V& b) {
 
 // The elements of a vector, its halves added until there is one: i and i + n/2, then i and i + n/4, ...
 template <class V>
-static inline float total(const V& s) {
+static inline float total(V s) {
   if constexpr (sizeof s == 64)
     return total(__builtin_shufflevector(s, s, 0, 1, 2, 3, 4, 5, 6, 7) +
                  __builtin_shufflevector(s, s, 8, 9, 10, 11, 12, 13, 14, 15));
@@ -110,30 +110,45 @@ static inline float total(const V& s) {
     return (s[0] + s[2]) + (s[1] + s[3]);
 }
 
-// Sums of term(i), 16 of them side by side (i goes to sum i mod 16), halves added as above; then the last
-// n mod 16 terms, one by one. The order is fixed by n, not by the registers.
-static inline float add_up(int64_t n, auto&& terms, auto&& term) {
+// out[row], row < rows: the sum of term(row, i) over i < n, 16 sums side by side (i goes to sum i mod 16),
+// halves added as above; then the last n mod 16 terms, one by one. The order is fixed by n, not by the
+// registers. terms(row, i): `lanes` terms from i on. Rows hide each other's latency.
+template <int rows = 1>
+static inline void add_up(int64_t n, float* out, auto&& terms, auto&& term) {
   constexpr int parts = 16 / lanes;
-  Lanes s[parts] = {};
+  Lanes s[rows][parts] = {};
   int64_t i = 0;
   for (; i + 16 <= n; i += 16)
-    for (int part = 0; part < parts; ++part) s[part] += terms(i + part * lanes);
-  for (int width = parts / 2; width; width /= 2)
-    for (int part = 0; part < width; ++part) s[part] += s[part + width];
-  float sum = total(s[0]);
-  for (; i < n; ++i) sum += term(i);
-  return sum;
+#pragma GCC unroll 4
+    for (int row = 0; row < rows; ++row)
+      for (int part = 0; part < parts; ++part) s[row][part] += terms(row, i + part * lanes);
+#pragma GCC unroll 4
+  for (int row = 0; row < rows; ++row) {
+    for (int width = parts / 2; width; width /= 2)
+      for (int part = 0; part < width; ++part) s[row][part] += s[row][part + width];
+    out[row] = total(s[row][0]);
+    for (int64_t last = i; last < n; ++last) out[row] += term(row, last);
+  }
 }
 
+// out[row] = sum of a_i b[row]_i, the b[row] `stride` apart.
+template <int rows>
+static inline void dot_rows(const float* a, const float* b, int64_t stride, int64_t n, float* out) {
+  add_up<rows>(
+      n, out, [&](int row, int64_t i) { return lanes_at(a + i) * lanes_at(b + row * stride + i); },
+      [&](int row, int64_t i) { return a[i] * b[row * stride + i]; });
+}
 static inline float dot(const float* a, const float* b, int64_t n) {
-  return add_up(
-      n, [&](int64_t i) { return lanes_at(a + i) * lanes_at(b + i); },
-      [&](int64_t i) { return a[i] * b[i]; });
+  float out;
+  dot_rows<1>(a, b, 0, n, &out);
+  return out;
 }
 
 static inline float sum(const float* x, int64_t n) {
-  return add_up(
-      n, [&](int64_t i) { return lanes_at(x + i); }, [&](int64_t i) { return x[i]; });
+  float out;
+  add_up(
+      n, &out, [&](int, int64_t i) { return lanes_at(x + i); }, [&](int, int64_t i) { return x[i]; });
+  return out;
 }
 
 static inline void axpy(float a, const float* x, float* y, int64_t n) {

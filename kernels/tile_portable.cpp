@@ -4,7 +4,7 @@
 
 namespace quest {
 
-using Lanes = float __attribute__((vector_size(16), may_alias));
+static_assert(8 % lanes == 0);  // as transpose needs it
 
 constexpr auto multiply_add = [](Lanes sum, float a, Lanes b) { return sum + a * b; };
 

@@ -1,6 +1,6 @@
 // The register tile of kernels/tile.h, once for all paths: rows x vectors sums stay in registers.
 #pragma once
-#include <stdint.h>
+#include "kernels/tile.h"
 
 namespace quest {
 
@@ -9,7 +9,6 @@ namespace quest {
 template <int rows, int vectors, class Vector, class MultiplyAdd>
 static inline void multiply_tile(const float* x, const float* w, float* acc, int64_t steps, Vector zero,
                                  MultiplyAdd multiply_add) {
-  constexpr int x_stride = 192;
   const auto* weights = reinterpret_cast<const Vector*>(w);
   auto* stored = reinterpret_cast<Vector*>(acc);
   Vector sum[rows][vectors];
@@ -22,7 +21,7 @@ static inline void multiply_tile(const float* x, const float* w, float* acc, int
     for (int j = 0; j < vectors; ++j) row[j] = weights[k * vectors + j];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r)
-      for (int j = 0; j < vectors; ++j) sum[r][j] = multiply_add(sum[r][j], x[r * x_stride + k], row[j]);
+      for (int j = 0; j < vectors; ++j) sum[r][j] = multiply_add(sum[r][j], x[r * panel_inner + k], row[j]);
   }
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r)

@@ -142,9 +142,10 @@ void rmsnorm(const float* x, const float* w, float eps, int64_t n, float* y) {
 
 void rmsnorm_backward(const float* dy, const float* x, const float* w, float eps, int64_t n, float* dx) {
   const float r = inverse_rms(x, eps, n);
-  const float all = add_up(
-      n, [&](int64_t j) { return lanes_at(dy + j) * lanes_at(w + j) * lanes_at(x + j); },
-      [&](int64_t j) { return dy[j] * w[j] * x[j]; });
+  float all;
+  add_up(
+      n, &all, [&](int, int64_t j) { return lanes_at(dy + j) * lanes_at(w + j) * lanes_at(x + j); },
+      [&](int, int64_t j) { return dy[j] * w[j] * x[j]; });
   const float scale = r * r * r * all / static_cast<float>(n);
   for (int64_t j = 0; j < n; ++j) dx[j] += r * w[j] * dy[j] - scale * x[j];
 }
@@ -185,7 +186,9 @@ void swiglu_backward(const float* dy, const float* gate, const float* up, int64_
 }
 
 void dots(const float* q, const float* x, int64_t n, int64_t width, float* out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = dot(q, x + i * width, width);
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) dot_rows<4>(q, x + i * width, width, width, out + i);
+  for (; i < n; ++i) out[i] = dot(q, x + i * width, width);
 }
 
 // p_j = softmax_j(q . k_j * scale), j in [0, count); every score stands in p, no online rescaling.

@@ -1,10 +1,10 @@
 // quest bench: how fast each part of the job runs here, beside the most that this machine could do.
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <memory>
-#include <numeric>
 #include <set>
 #include <tuple>
 
@@ -66,9 +66,10 @@ struct Stopwatch : Context {
     for (size_t i = 0; i < count; ++i) all.push_back({seconds[i] / whole, names[i]});
     std::ranges::sort(all, std::greater());
     std::string text;
+    double rest = 1;
     for (const auto& [share, name] : all)
-      if (share > 0.005) text += format("%s%s %.0f %%", text.empty() ? "" : ", ", name, 100 * share);
-    return text;
+      if (share > 0.005) text += format("%s %.0f %%, ", name, 100 * share), rest -= share;
+    return text + format("other %.0f %%", 100 * rest);
   }
 
  private:
@@ -102,12 +103,16 @@ class Bench {
     const Texts& all = data.train.texts;
     for (int64_t i = 0; i < all.size() && std::ssize(corpus.texts) < o.texts; ++i)
       corpus.add(*engine.tokenizer, o.s, all.title(i), all.content(i), o.s.query_text);
+    if (corpus.texts.empty())
+      fail(Exit::input, "%s: expected training queries to measure with, found none; give another --data",
+           data.name.c_str());
     for (const Text& t : corpus.texts) texts.emplace_back(t.tokens, t.tokens + t.count);
     for (size_t i = 0; std::ssize(stream) < 2 * o.s.batch * o.s.length; ++i)
       stream.insert(stream.end(), texts[i % texts.size()].begin(), texts[i % texts.size()].end());
-    engine.reserve(engine.room(0));
-    std::vector<int32_t> ids(o.s.prompt_rows);
-    std::iota(ids.begin(), ids.end(), 1);
+    const int64_t vectors = (searched + queries) * engine.width() * 4;
+    engine.reserve(engine.room(vectors + Hnsw::bytes(searched, engine.width(), engine.threads.count())));
+    std::vector<int32_t> ids;
+    for (int64_t k = 1; k <= o.s.prompt_rows; ++k) ids.push_back(k % engine.model->vocabulary);
     prompt = new_acc(engine.context, o.s.prompt_rows, engine.width(), "prompt/rows");
     engine.ops.embed(engine.context, engine.model->embedding, ids.data(), prompt);
     json.object().field("model", engine.model->name).field("dataset", data.name);
@@ -117,23 +122,20 @@ class Bench {
                data.name.c_str(), engine.threads.count(), engine.ops.path, o.s.precision.c_str(), o.rounds));
   }
 
+  using Parts = std::vector<std::pair<std::string, void (Bench::*)()>>;
+  static const Parts& parts() {
+    static const Parts all = {{"ceilings", &Bench::ceilings},
+                              {"ops", &Bench::ops},
+                              {"encode", &Bench::encode},
+                              {"train-prefix", &Bench::train<Placement::prefix>},
+                              {"train-suffix", &Bench::train<Placement::suffix>},
+                              {"sample", &Bench::sample},
+                              {"import", &Bench::import},
+                              {"search", &Bench::search}};
+    return all;
+  }
   void run(const std::vector<std::string>& wanted) {
-    const std::pair<std::string, void (Bench::*)()> parts[] = {
-        {"ceilings", &Bench::ceilings},
-        {"ops", &Bench::ops},
-        {"encode", &Bench::encode},
-        {"train-prefix", &Bench::train<Placement::prefix>},
-        {"train-suffix", &Bench::train<Placement::suffix>},
-        {"sample", &Bench::sample},
-        {"import", &Bench::import},
-        {"search", &Bench::search}};
-    for (const std::string& name : wanted)
-      if (std::ranges::none_of(parts, [&](auto& part) { return name == part.first; }))
-        fail(Exit::usage,
-             "quest bench: expected ceilings, ops, encode, train-prefix, train-suffix, sample, import or "
-             "search, found '%s'",
-             name.c_str());
-    for (const auto& [name, part] : parts)
+    for (const auto& [name, part] : parts())
       if (wanted.empty() || std::ranges::count(wanted, name)) (this->*part)();
     if (results) json.end();
     if (o.json) printf("%s\n", json.end().end().text().c_str());
@@ -146,7 +148,12 @@ class Bench {
     measure("multiply-add, fp32", "GFLOP/s", 1e-9, [&] { return Done{multiply(k.peak, 2)}; });
     if (k.peak_pairs)
       measure("multiply-add, bf16", "GFLOP/s", 1e-9, [&] { return Done{multiply(k.peak_pairs, 4)}; });
-    measure("memory, read", "GB/s", 1e-9, [&] { return Done{read_memory()}; });
+    // 256 MiB, written once: pages that nobody wrote are all the same one.
+    const int64_t words = std::min<int64_t>(1 << 25, engine.arena->room() / 16);
+    const Scratch scope(*engine.arena);
+    uint64_t* memory = engine.arena->array<uint64_t>(words, "bench/memory");
+    std::fill_n(memory, words, 1);
+    measure("memory, read", "GB/s", 1e-9, [&] { return Done{read(memory, words)}; });
   }
 
   // The linear layers, once each type and shape, on --rows rows.
@@ -230,7 +237,8 @@ class Bench {
         std::filesystem::temp_directory_path() / format("quest-bench-%d", getpid());
     measure("import", "MB/s", 1e-6, [&] {
       std::filesystem::remove_all(folder);
-      import_dataset(o.source.empty() ? default_dataset_source() : o.source, folder);
+      import_dataset(o.source.empty() ? default_dataset_source() : o.source, folder,
+                     {.name = "bench", .progress = false});
       Done done{0};
       for (const auto& file : std::filesystem::directory_iterator(folder)) done.amount += file.file_size();
       return done;
@@ -238,19 +246,19 @@ class Bench {
     std::filesystem::remove_all(folder);
   }
 
-  // 1,000 queries among as many labels as the dataset has, at most 20,000: random vectors.
+  // Random vectors.
   void search() {
-    const int64_t d = engine.width(), n = std::min<int64_t>(data.labels.size(), 20000), queries = 1000;
+    const int64_t d = engine.width(), n = searched;
     std::vector<float> vectors((n + queries) * d);
     for (size_t i = 0; i < vectors.size(); ++i) vectors[i] = float(random_uniform(1, 0, i)) - 0.5f;
     engine.normalize(vectors, {});
     const Vectors q{vectors.data(), queries, d}, l{q.row(queries), n, d};
-    measure(format("search, exact, %ld labels", n), "queries/s", 1, [&] {
+    measure(format("search, exact, %ld random vectors", n), "queries/s", 1, [&] {
       exact_top_k(q, l, 100, engine.threads);
-      return Done{double(queries), 2.0 * queries * n * d};
+      return Done{double(queries)};
     });
     const Hnsw index(l);
-    measure(format("search, HNSW, %ld labels", n), "queries/s", 1, [&] {
+    measure(format("search, HNSW, %ld random vectors", n), "queries/s", 1, [&] {
       index.search(q, 100, engine.threads);
       return Done{double(queries)};
     });
@@ -262,7 +270,7 @@ class Bench {
 
   // All threads at once: so many FLOP of nothing but multiply-adds.
   double multiply(KernelPath::Tile peak, double flop_a_word) {
-    const int64_t steps = 100000, threads = engine.threads.count();
+    const int64_t steps = 2000000, threads = engine.threads.count();  // some hundredths of a second
     const Scratch scope(*engine.arena);
     float* operands = engine.arena->array<float>(64, "bench/operands");
     float* sums = engine.arena->array<float>(512 * threads, "bench/sums");
@@ -277,17 +285,16 @@ class Bench {
     const double start = now_seconds(), flop = pairs ? multiply(k.peak_pairs, 4) : multiply(k.peak, 2);
     return flop / (now_seconds() - start);
   }
-  double read_memory() {
-    const int64_t threads = engine.threads.count(), part = (1 << 25) / threads;
-    const Scratch scope(*engine.arena);
-    uint64_t* memory = engine.arena->array<uint64_t>(part * threads, "bench/memory");  // 256 MiB
+  // Bytes read, by all threads at once.
+  double read(const uint64_t* memory, int64_t words) {
+    const int64_t threads = engine.threads.count(), part = words / threads;
     std::vector<uint64_t> sums(threads * 8);
     engine.threads.each(threads, [&](int64_t t, int) {
       uint64_t sum = 0;
       for (int64_t i = t * part; i < (t + 1) * part; ++i) sum += memory[i];
       sums[t * 8] = sum;
     });
-    return 8.0 * part * threads + double(sums[0] % 2);  // so that the sums are needed
+    return 8.0 * sums[0] * threads;  // words of 1
   }
 
   // f(context) does `amount` of the unit, and counts its FLOP. The clock costs an op less than a microsecond.
@@ -306,32 +313,31 @@ class Bench {
     json.field("how", how).field("ops", shares);
   }
 
-  // The median rate, in units of 1 / scale, of rounds of f(), each at least a twentieth of a second, after
-  // one that does not count. Where f does FLOP the ceiling is measured before each round. Leaves the result's
-  // object open.
+  // The median rate, in units of 1 / scale, of rounds of f(), each about a twentieth of a second or one f(),
+  // after some that do not count. Where f does FLOP the ceiling is measured before each round. Leaves the
+  // result's object open.
   void measure(const std::string& name, const char* unit, double scale, auto&& f) {
     std::vector<double> rates, shares;
     int64_t repeats = 1;
-    double top = 1;
-    for (int64_t round = 0; round <= o.rounds; ++round) {
-      if (top > 0) top = ceiling();
-      const double start = now_seconds();
+    bool warm = false, counts = true;
+    while (std::ssize(rates) < o.rounds) {
+      const double top = counts ? ceiling() : 0, start = now_seconds();
       Done sum{0};
       for (int64_t i = 0; i < repeats; ++i) {
         const Done done = f();
         sum.amount += done.amount, sum.flop += done.flop;
       }
       const double seconds = now_seconds() - start;
-      if (sum.flop == 0) top = 0;
-      if (round == 0) {
-        repeats = 1 + static_cast<int64_t>(0.05 / seconds);
+      counts = sum.flop > 0;
+      if (!std::exchange(warm, true) || seconds < 0.04) {
+        repeats = std::ceil(repeats * std::min(0.05 / seconds, 100.0));
         continue;
       }
       rates.push_back(sum.amount / seconds * scale);
-      shares.push_back(top > 0 ? sum.flop / seconds / top : 0);
+      shares.push_back(counts ? sum.flop / seconds / top : 0);
     }
     std::ranges::sort(rates), std::ranges::sort(shares);
-    const double middle = rates[rates.size() / 2], share = shares[shares.size() / 2];
+    const double middle = rates[(rates.size() - 1) / 2], share = shares[(shares.size() - 1) / 2];
     if (results++) json.end();
     json.object().field("name", name).field("unit", unit).field("median", middle);
     json.field("least", rates.front()).field("most", rates.back());
@@ -345,8 +351,10 @@ class Bench {
     if (!o.json) printf("%s\n", line.c_str()), fflush(stdout);
   }
 
+  static constexpr int64_t queries = 1000;
   const BenchOptions& o;
   const Dataset data;
+  const int64_t searched = std::min<int64_t>(data.labels.size(), 20000);
   Engine engine;
   std::vector<std::vector<int32_t>> texts;  // tokens
   std::vector<int32_t> stream;
@@ -369,16 +377,23 @@ std::vector<Command> bench_commands() {
        {"source", 0, &o->source, "PATH", "what to import; without it the default dataset's raw files"},
        memory_option(o->memory),
        {"json", 0, &o->json, "", "print JSON"}});
-  return {{.name = "bench",
-           .summary = "how fast each part of the job runs here, beside this machine's ceilings",
-           .arguments = "[PART...]",
-           .examples = "  quest bench\n  quest bench ops --rows 512 --kernels avx2\n  quest bench encode "
-                       "train-prefix --json\n",
-           .options = std::move(options),
-           .run = [o](const std::vector<std::string>& parts) {
-             Bench(*o).run(parts);
-             return 0;
-           }}};
+  return {
+      {.name = "bench",
+       .summary = "how fast each part of the job runs here, beside this machine's ceilings",
+       .arguments = "[PART...]",
+       .examples = "  quest bench\n  quest bench ops --rows 512 --kernels avx2\n  quest bench encode "
+                   "train-prefix --json\n",
+       .options = std::move(options),
+       .run = [o](const std::vector<std::string>& parts) {
+         for (const std::string& name : parts)
+           if (std::ranges::count(Bench::parts(), name, [](auto& part) { return part.first; }) == 0)
+             fail(Exit::usage,
+                  "quest bench: expected ceilings, ops, encode, train-prefix, train-suffix, sample, import "
+                  "or search, found '%s'",
+                  name.c_str());
+         Bench(*o).run(parts);
+         return 0;
+       }}};
 }
 
 }  // namespace quest

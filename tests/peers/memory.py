@@ -5,7 +5,7 @@
     python tests/peers/memory.py MODEL.gguf [--batches 64,256,1024] [--memory 1.5e9] [--limit GIB] [--steps 3]
 
 SmolLM2-135M, texts of 64 tokens, prefix prompt of 16 rows, in-batch contrastive loss, one step = forward, backward and
-AdamW over 2 x batch texts. PyTorch: bf16, fp32, and 4-bit NF4 by bitsandbytes; each in a child of its own under a limit on its
+(of the peer) AdamW over 2 x batch texts. PyTorch: bf16, fp32, and 4-bit NF4 by bitsandbytes; each in a child of its own under a limit on its
 data (RLIMIT_DATA; what is available, at most 24 GiB), so that what is too large says so instead of taking the machine down.
 quest: without a limit, and within --memory. Memory is the most of RssAnon, read ten times a second, and of the whole
 resident set, in which quest's weights are pages of the file. Speed: the median step (PyTorch: after a first one that does
@@ -116,7 +116,7 @@ def main():
                 steps = options.steps if batch <= 64 else 1
                 command = [options.quest, "bench", "train-prefix", "--json", "--model", options.model, "--batch", str(batch),
                            "--length", str(LENGTH), "--prompt-rows", str(ROWS), "--rounds", str(steps)]
-                command += ["--memory", str(memory)] if memory else []
+                command += ["--memory", str(memory or int(0.9 * limit))]
                 result, *rest = watched(command, limit)
                 row("quest" + (f", {memory / 1e9:.2f} GB" if memory else ""), batch, result and result["results"][0], *rest)
 

@@ -6,7 +6,7 @@
 encode: the first --texts training queries of DATASET (a folder of `quest data import`; RAW is the file that it was
 imported from, whose titles and contents the peer reads), cut at 64 tokens, behind a prompt of 16 rows. PyTorch's plain
 program runs the prompt's rows before every text; `shared` keeps the prompt's keys and values once for all texts. train: one
-contrastive step of 64 pairs of texts of 64 tokens with PEFT's prompt tuning. PyTorch's variants (bf16, fp32; in the order of
+contrastive step of 64 pairs of texts of 64 tokens with PEFT's prompt tuning (the peer's with AdamW over 9,216 numbers). PyTorch's variants (bf16, fp32; in the order of
 the texts, or sorted by length; batches of 32) run once each, the fastest then meets quest. Printed: the median of the ratios of
 neighbouring rounds, with the least and the most, both medians, and quest's share of the ceiling that it measured itself.
 """
@@ -141,13 +141,17 @@ def main():
     print("| peer | its best variant | quest | peer | ratio (least to most) | of the ceiling |\n|---|---|---|---|---|---|")
     for part in options.parts.split(","):
         for name, mine, variants in jobs[part]:
-            first = {v: max(ask(v), ask(v)) if part == "encode" else ask(v) for v in variants}
+            first = {v: max(ask(v), ask(v)) for v in variants}
             best = max(first, key=first.get)
+            ask(best)  # warm again
             ours, theirs = [], []
             for _ in range(options.rounds):
                 ours.append(quest(mine))
                 theirs.append(ask(best))
             rates = [o["median"] for o in ours]
+            count, _, mean = ours[0]["how"].split()[:3] if part == "encode" else (ready[1], "", 0)
+            if int(count) != int(ready[1]) or (mean and abs(float(mean) * int(count) / int(ready[2]) - 1) > 0.02):
+                sys.exit(f"quest read {ours[0]['how']}, the peer {ready[1]} texts of {ready[2]} tokens in all")
             ratios = sorted(o / t for o, t in zip(rates, theirs))
             print(f"| {name} | {best} | {statistics.median(rates):.4g} {ours[0]['unit']} | {statistics.median(theirs):.4g} | "
                   f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) | "
