@@ -81,8 +81,8 @@ float join(float low, float high) {
 
 // Words of x[row][first .. first + count); a row past the last is zero, and its sums are never stored.
 void pack_row(const Product& p, int64_t row, int64_t first, int64_t count, float* to) {
-  if (row >= p.x.rows) return void(std::fill_n(to, count, 0.0f));
-  if (!p.pairs || count == 0) return operand(p, p.x, row, first, count, to);
+  if (row >= p.x.rows || count == 0) return void(std::fill_n(to, count, 0.0f));
+  if (!p.pairs) return operand(p, p.x, row, first, count, to);
   float values[panel_inner];
   values[count - 1 + count % 2] = 0;
   operand(p, p.x, row, first, count, values);

@@ -81,7 +81,7 @@ struct Weights {
       quantized = quantize_nf4(values.data(), m * n);
     else
       bytes = encode(t, values.data(), m * n);
-    decode(t, view().data, 0, m * n, values.data());
+    if (!values.empty()) decode(t, view().data, 0, m * n, values.data());
   }
   View view() {
     nf4 = quantized.view();
