@@ -92,8 +92,10 @@ inline void require_width(Vectors queries, int64_t width) {
 // The k labels of largest inner product (cosine, for unit vectors), ties by lower label; those whose score is
 // NaN are left out. Same bits for any number of threads. Throws Error(input) when the widths differ.
 inline Ranked exact_top_k(Vectors queries, Vectors labels, int64_t k, Threads& threads) {
-  // A block of labels stays in the first-level cache while a block of queries passes over it.
-  constexpr int64_t query_block = 64, label_block = 8;
+  // A block of labels stays in the first-level cache while a block of queries passes over it; a few queries
+  // are shared out evenly.
+  constexpr int64_t label_block = 8;
+  const int64_t query_block = std::clamp<int64_t>((queries.count - 1) / threads.count() + 1, 1, 64);
   const auto dots = kernel_paths()[0].row->dots;
   require_width(queries, labels.width);
   Ranked lists(queries.count, k);

@@ -23,6 +23,18 @@ import time
 LENGTH, ROWS = 64, 16
 
 
+def contrastive_step(model, optimiser, ids):
+    """One step of PyTorch: the first half of the texts ids [2 * batch, length] are queries, the others their labels."""
+    import torch
+    batch = len(ids) // 2
+    h = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, -1].float()
+    h = torch.nn.functional.normalize(h, dim=-1)
+    loss = torch.nn.functional.cross_entropy(h[:batch] @ h[batch:].T / 0.05, torch.arange(batch))
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+
+
 def peer(path, kind, batch, steps):
     import torch
     from peft import PromptTuningConfig, get_peft_model
@@ -48,12 +60,7 @@ def peer(path, kind, batch, steps):
     times = []
     for _ in range(steps + 1):
         start = time.time()
-        h = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, -1].float()
-        h = torch.nn.functional.normalize(h, dim=-1)
-        loss = torch.nn.functional.cross_entropy(h[:batch] @ h[batch:].T / 0.05, torch.arange(batch))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+        contrastive_step(model, optimiser, ids)
         times.append(time.time() - start)
     rates = sorted(batch / t for t in times[1:] or times)
     print(json.dumps({"median": rates[len(rates) // 2], "least": rates[0], "most": rates[-1]}))

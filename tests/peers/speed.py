@@ -19,7 +19,9 @@ import subprocess
 import sys
 import time
 
-LENGTH, ROWS, BATCH = 64, 16, 32
+from memory import LENGTH, ROWS, contrastive_step
+
+BATCH = 32
 
 
 def texts_of(raw, tokenizer, count):
@@ -88,12 +90,7 @@ def peer(options):
         model, optimiser = trainers[kind]
         ids = torch.randint(100, 49000, (2 * pairs, LENGTH))
         start = time.time()
-        h = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, -1].float()
-        h = torch.nn.functional.normalize(h, dim=-1)
-        loss = torch.nn.functional.cross_entropy(h[:pairs] @ h[pairs:].T / 0.05, torch.arange(pairs))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+        contrastive_step(model, optimiser, ids)
         return pairs / (time.time() - start)
 
     print("ready", len(texts), sum(map(len, texts)), flush=True)
