@@ -57,6 +57,7 @@ $(BUILD)/kernels/tile_portable.o: ISA = $(NO_JUMPS) -march=x86-64
 $(BUILD)/%avx2.o: ISA = $(NO_JUMPS) -mavx2 -mfma
 $(BUILD)/%avx512.o: ISA = $(NO_JUMPS) $(AVX512)
 $(BUILD)/%avx512bf16.o: ISA = $(AVX512) -mavx512bf16
+$(BUILD)/%avx512vnni.o: ISA = $(AVX512) -mavx512vnni
 # Tests find the tree, and what was built, through these; -O1 halves their build.
 $(BUILD)/tests/%.o: ISA = -O1 -DSOURCE_ROOT='"$(CURDIR)"' -DBUILD_ROOT='"$(abspath $(BUILD))"' \
   -DQUEST_BINARY='"$(abspath $(QUEST))"'

@@ -12,18 +12,24 @@
 namespace quest {
 
 // Each stands in a file of its own, compiled for its instruction set.
-std::remove_pointer_t<KernelPath::Tile> tile_portable, peak_portable, tile_avx2, peak_avx2, tile_avx512,
-    peak_avx512, tile_avx512bf16, peak_avx512bf16;
+std::remove_pointer_t<KernelPath::Tile> tile_portable, quads_portable, peak_portable, tile_avx2, quads_avx2,
+    peak_avx2, tile_avx512, quads_avx512, peak_avx512, tile_avx512bf16, peak_avx512bf16, quads_avx512vnni,
+    peak_avx512vnni;
 
 std::span<const KernelPath> kernel_paths() {
-  static constexpr KernelPath all[] = {
-      {"avx512bf16", 8, 48, tile_avx512, tile_avx512bf16, peak_avx512, peak_avx512bf16, &rows_avx512},
-      {"avx512", 8, 48, tile_avx512, nullptr, peak_avx512, nullptr, &rows_avx512},
-      {"avx2", 6, 16, tile_avx2, nullptr, peak_avx2, nullptr, &rows_avx2},
-      {"portable", 4, 8, tile_portable, nullptr, peak_portable, nullptr, &rows_portable},
+  __builtin_cpu_init();  // also asks whether the system saves the wide registers (XCR0)
+  static const bool vnni = __builtin_cpu_supports("avx512vnni");
+  static const KernelPath::Tile quads = vnni ? quads_avx512vnni : quads_avx512,
+                                peak_quads = vnni ? peak_avx512vnni : nullptr;
+  static const KernelPath all[] = {
+      {"avx512bf16", 8, 48, tile_avx512, tile_avx512bf16, quads, peak_avx512, peak_avx512bf16, peak_quads,
+       &rows_avx512},
+      {"avx512", 8, 48, tile_avx512, nullptr, quads, peak_avx512, nullptr, peak_quads, &rows_avx512},
+      {"avx2", 6, 16, tile_avx2, nullptr, quads_avx2, peak_avx2, nullptr, nullptr, &rows_avx2},
+      {"portable", 4, 8, tile_portable, nullptr, quads_portable, peak_portable, nullptr, nullptr,
+       &rows_portable},
   };
   static const int best = [] {
-    __builtin_cpu_init();  // also asks whether the system saves the wide registers (XCR0)
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
@@ -56,7 +62,7 @@ struct Product {
   const KernelPath* path;
   View x, w, y;
   Into into;
-  bool forward, bf16, pairs;
+  bool forward, bf16, pairs, quads;
   int64_t panels;
   float* packed_x;  // [row tile][panel][tile row][panel_inner] words
 };
@@ -81,9 +87,13 @@ float join(float low, float high) {
 
 // Words of x[row][first .. first + count); a row past the last is zero, and its sums are never stored.
 void pack_row(const Product& p, int64_t row, int64_t first, int64_t count, float* to) {
-  if (row >= p.x.rows || count == 0) return void(std::fill_n(to, count, 0.0f));
-  if (!p.pairs) return operand(p, p.x, row, first, count, to);
-  float values[panel_inner];
+  if (row >= p.x.rows || count == 0) return void(std::fill_n(to, panel_inner, 0.0f));
+  if (!p.pairs && !p.quads) return operand(p, p.x, row, first, count, to);
+  float values[panel_inner] = {};
+  if (p.quads) {
+    decode(p, p.x, row, first, count, values);
+    return p.path->row->quads_row(values, to);
+  }
   values[count - 1 + count % 2] = 0;
   operand(p, p.x, row, first, count, values);
   for (int64_t k = 0; k < count; k += 2) to[k / 2] = join(values[k], values[k + 1]);
@@ -139,6 +149,7 @@ void pack_weights(const Product& p, int64_t column, int64_t tiles, int64_t first
   for (int64_t t = 0; t < tiles; ++t) {
     if (p.forward) pack_transposed(p, column + t * columns, first, count, panel + t * tile_words);
     if (p.pairs) join_rows(columns, count, panel + t * tile_words);
+    if (p.quads) p.path->row->quads_panel(panel + t * tile_words, columns, count);
   }
 }
 
@@ -147,7 +158,7 @@ void pack_weights(const Product& p, int64_t column, int64_t tiles, int64_t first
 void multiply_block(const Product& p, int64_t column, int64_t begin, int64_t end, float* panel, float* sums) {
   const int64_t rows = p.path->rows, columns = p.path->columns, tile_size = rows * columns;
   const int64_t outputs = std::min(width, p.y.cols - column), column_tiles = tiles_of(outputs, columns);
-  const KernelPath::Tile tile = p.pairs ? p.path->tile_pairs : p.path->tile;
+  const KernelPath::Tile tile = p.quads ? p.path->tile_quads : p.pairs ? p.path->tile_pairs : p.path->tile;
   const auto store = p.y.type == Type::f32 ? p.path->row->store_f32 : p.path->row->store_bf16;
   for (int64_t i = 0; i < p.panels; ++i) {
     const int64_t first = i * panel_inner, count = std::min(panel_inner, p.x.cols - first);
@@ -157,7 +168,9 @@ void multiply_block(const Product& p, int64_t column, int64_t begin, int64_t end
       for (int64_t c = 0; c < column_tiles; ++c, sum += tile_size) {
         if (i == 0) std::fill_n(sum, tile_size, 0.0f);
         tile(p.packed_x + (r * p.panels + i) * rows * panel_inner, panel + c * columns * panel_inner, sum,
-             p.pairs ? tiles_of(count, 2) : count);
+             p.quads   ? tiles_of(count, quad_block) * quad_block / 4
+             : p.pairs ? tiles_of(count, 2)
+                       : count);
         if (i + 1 < p.panels) continue;
         const View y = columns_of(p.y, column + c * columns, std::min(columns, outputs - c * columns));
         for (int64_t n = 0; n < std::min(rows, p.x.rows - r * rows); ++n)
@@ -168,9 +181,18 @@ void multiply_block(const Product& p, int64_t column, int64_t begin, int64_t end
 
 void multiply(const Context& context, View x, View w, View y, Into into, bool forward) {
   const KernelPath* path = context.ops->kernel_path;
-  const bool bf16 = context.ops->activation == Type::bf16, pairs = bf16 && path->tile_pairs;
-  Product p{path,   x, w, y, into, forward, bf16, pairs, std::max<int64_t>(tiles_of(x.cols, panel_inner), 1),
-            nullptr};
+  const bool quads = forward && context.ops->int8, bf16 = !quads && context.ops->activation == Type::bf16;
+  Product p{.path = path,
+            .x = x,
+            .w = w,
+            .y = y,
+            .into = into,
+            .forward = forward,
+            .bf16 = bf16,
+            .pairs = bf16 && path->tile_pairs,
+            .quads = quads,
+            .panels = std::max<int64_t>(tiles_of(x.cols, panel_inner), 1),
+            .packed_x = nullptr};
   Scratch scratch(*context.arena);
   const int64_t threads = context.threads->count(), blocks = tiles_of(p.y.cols, width);
   const int64_t most_tiles = tiles_of(std::min(p.x.rows, row_block), p.path->rows);

@@ -20,7 +20,8 @@ std::span<const KernelPath> kernel_paths();
 const KernelPath* find_path(const char* name);
 
 // The ops of the same name (kernels/ops.h), on ops->kernel_path. With ops->activation bf16 both operands are
-// rounded to bf16, with f32 they are not. x and y: f32 or bf16; w: any type that decode() knows.
+// rounded to bf16, with f32 they are not; with ops->int8 the forward product takes both as bytes by blocks of
+// 64 inner indices. x and y: f32 or bf16; w: any type that decode() knows.
 // Scratch: x once, in words of 4 bytes, at most 1152 rows of it; for each thread a panel and its sums.
 void matmul(const Context& context, View x, View w, View y, Into into);
 void matmul_backward(const Context& context, View dy, View w, View dx, Into into);

@@ -134,6 +134,7 @@ struct Ops {
   const char* path;  // name of the kernel path, recorded in every run
   const KernelPath* kernel_path;
   Type activation, accumulator;
+  bool int8 = false;  // linear layers in 8 bits: for passes that are not run backward
 
   // x[i] = table[ids[i]]                                             table [V,d] packed, x [R,d] acc
   void (*embed)(const Context&, View table, const int32_t* ids, View x);

@@ -32,11 +32,21 @@ struct RowKernels {
   void (*attention_backward)(const float* dout, const float* q, const float* k, const float* v, int64_t D,
                              int64_t stride, int64_t first, int64_t count, float scale, float* p, float* dp,
                              float* dq, float* dk, float* dv);
+  // What a tile of quads reads: of a row x [panel_inner]; of the first `count` rows of a panel
+  // [panel_inner][columns], in place.
+  void (*quads_row)(const float* x, float* to);
+  void (*quads_panel)(float* panel, int64_t columns, int64_t count);
 };
 
 extern const RowKernels rows_portable, rows_avx2, rows_avx512;
 
 constexpr int64_t panel_inner = 192;  // inner indices of a panel: rows of packed x are so many words apart
+
+// int8: a word is a quad of bytes, inner index 4k (lowest byte) to 4k + 3. A value is its byte times the
+// scale of its block of inner indices; the bytes of x are signed, those of w raised by 128. A row of x is
+// quad_words words, the scale of each block, and for each -128 times the sum of its bytes (int32), where the
+// block's sums start; of w so many rows of words, then a row of scales for each block.
+constexpr int64_t quad_block = 64, quad_words = panel_inner / 4, quad_blocks = panel_inner / quad_block;
 
 struct KernelPath {
   // acc[r][n] += sum over k ascending of x[r][k] * w[k][n], r < rows, n < columns, k < steps.
@@ -48,7 +58,8 @@ struct KernelPath {
   int rows, columns;  // of a tile
   Tile tile;          // a word is one float
   Tile tile_pairs;    // a word is two bf16: inner index 2k (low half), 2k + 1; nullptr: bf16 goes as float
-  Tile peak, peak_pairs;  // as many multiply-adds, on registers alone: the machine's ceiling
+  Tile tile_quads;    // steps: whole blocks; each is summed in int32 and then, scaled, added
+  Tile peak, peak_pairs, peak_quads;  // as many multiply-adds, on registers alone: the machine's ceiling
   const RowKernels* row;
 };
 

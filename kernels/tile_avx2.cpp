@@ -13,6 +13,9 @@ constexpr auto multiply_add = [](__m256 sum, float a, __m256 b) {
 void tile_avx2(const float* x, const float* w, float* acc, int64_t steps) {
   multiply_tile<6, 2>(x, w, acc, steps, _mm256_setzero_ps(), multiply_add);
 }
+void quads_avx2(const float* x, const float* w, float* acc, int64_t steps) {
+  multiply_quads<6, 16>(x, w, acc, steps);
+}
 void peak_avx2(const float* x, const float* w, float* acc, int64_t steps) {
   multiply_peak<12>(x, w, acc, steps, _mm256_setzero_ps(), multiply_add);
 }

@@ -13,6 +13,9 @@ constexpr auto multiply_add = [](__m512 sum, float a, __m512 b) {
 void tile_avx512(const float* x, const float* w, float* acc, int64_t steps) {
   multiply_tile<8, 3>(x, w, acc, steps, _mm512_setzero_ps(), multiply_add);
 }
+void quads_avx512(const float* x, const float* w, float* acc, int64_t steps) {
+  multiply_quads<8, 48>(x, w, acc, steps);
+}
 void peak_avx512(const float* x, const float* w, float* acc, int64_t steps) {
   multiply_peak<24>(x, w, acc, steps, _mm512_setzero_ps(), multiply_add);
 }

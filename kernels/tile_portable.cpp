@@ -11,6 +11,9 @@ constexpr auto multiply_add = [](Lanes sum, float a, Lanes b) { return sum + a *
 void tile_portable(const float* x, const float* w, float* acc, int64_t steps) {
   multiply_tile<4, 2>(x, w, acc, steps, Lanes{}, multiply_add);
 }
+void quads_portable(const float* x, const float* w, float* acc, int64_t steps) {
+  multiply_quads<4, 8>(x, w, acc, steps);
+}
 void peak_portable(const float* x, const float* w, float* acc, int64_t steps) {
   multiply_peak<8>(x, w, acc, steps, Lanes{}, multiply_add);
 }

@@ -131,6 +131,65 @@ void transpose(const float* block, int64_t rows, float* to) {
     }
 }
 
+// Bytes of a block whose largest magnitude has these bits are x * inverse, rounded. What is not finite makes
+// the scale so too; and the bytes are of no account.
+struct Quantiser {
+  float scale, inverse;
+  explicit Quantiser(uint32_t top) {
+    scale = float_of(top) / 127.0f;
+    inverse = scale > 1e-30f && top < 0x7f800000 ? 1.0f / scale : 0.0f;
+  }
+};
+uint32_t larger(uint32_t top, float x) {
+  const uint32_t bits = bits_of(x) & 0x7fffffff;
+  return bits > top ? bits : top;
+}
+int32_t nearest(float x) {  // |x| < 2^22
+  return static_cast<int32_t>(bits_of(x + 12582912.0f) - 0x4b400000);
+}
+
+void quads_row(const float* x, float* to) {
+  for (int64_t block = 0; block < quad_blocks; ++block, x += quad_block) {
+    uint32_t top = 0;
+    for (int64_t i = 0; i < quad_block; ++i) top = larger(top, x[i]);
+    const Quantiser q(top);
+    signed char bytes[quad_block];
+    int32_t all = 0;
+    for (int64_t i = 0; i < quad_block; ++i) {
+      bytes[i] = static_cast<signed char>(nearest(x[i] * q.inverse));
+      all += bytes[i];
+    }
+    memcpy(to + block * quad_block / 4, bytes, quad_block);
+    to[quad_words + block] = q.scale;
+    to[quad_words + quad_blocks + block] = float_of(static_cast<uint32_t>(-128 * all));
+  }
+}
+
+// A word's row is written when the four rows that it comes from, and all before them, have been read.
+void quads_panel(float* panel, int64_t columns, int64_t count) {
+  for (int64_t block = 0; block * quad_block < count; ++block) {
+    const int64_t first = block * quad_block, last = first + quad_block;
+    uint32_t top[64] = {};  // columns <= 64
+    float scale[64], inverse[64];
+    for (int64_t k = count; k < last; ++k) memset(panel + k * columns, 0, 4 * columns);
+    for (int64_t k = first; k < last; ++k)
+      for (int64_t n = 0; n < columns; ++n) top[n] = larger(top[n], panel[k * columns + n]);
+    for (int64_t n = 0; n < columns; ++n) {
+      const Quantiser q(top[n]);
+      scale[n] = q.scale, inverse[n] = q.inverse;
+    }
+    for (int64_t k = first; k < last; k += 4) {
+      uint32_t words[64] = {};
+      for (int64_t i = 0; i < 4; ++i)
+        for (int64_t n = 0; n < columns; ++n)
+          words[n] |= static_cast<uint32_t>((nearest(panel[(k + i) * columns + n] * inverse[n]) + 128) & 255)
+                      << 8 * i;
+      memcpy(panel + k / 4 * columns, words, 4 * columns);
+    }
+    memcpy(panel + (quad_words + block) * columns, scale, 4 * columns);
+  }
+}
+
 float inverse_rms(const float* x, float eps, int64_t n) {
   return 1.0f / sqrtf(dot(x, x, n) / static_cast<float>(n) + eps);
 }
@@ -237,7 +296,9 @@ constexpr RowKernels row_kernels = {
     swiglu_backward,
     dots,
     attention,
-    attention_backward};
+    attention_backward,
+    quads_row,
+    quads_panel};
 
 }  // namespace
 

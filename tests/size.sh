@@ -2,7 +2,7 @@
 # size.sh [ROOT]: lines of code by folder, without tests, blank lines and comments. The goals of the first two stages,
 # 5000 and 6200, were missed (5708, 7463). This fails above a ratchet, today's size, and when a line of code is longer
 # than 110 columns.
-goal=7400 ratchet=8659
+goal=7400 ratchet=8845
 here=$(cd "$(dirname "$0")" && pwd)
 cd "${1:-$here/..}" || exit
 export LC_ALL=C

@@ -148,6 +148,8 @@ class Bench {
     measure("multiply-add, fp32", "GFLOP/s", 1e-9, [&] { return Done{multiply(k.peak, 2)}; });
     if (k.peak_pairs)
       measure("multiply-add, bf16", "GFLOP/s", 1e-9, [&] { return Done{multiply(k.peak_pairs, 4)}; });
+    if (k.peak_quads)
+      measure("multiply-add, int8", "GOP/s", 1e-9, [&] { return Done{multiply(k.peak_quads, 8)}; });
     // 256 MiB, written once: pages that nobody wrote are all the same one.
     const int64_t words = std::min<int64_t>(1 << 25, engine.arena->room() / 16);
     const Scratch scope(*engine.arena);
@@ -162,6 +164,7 @@ class Bench {
     each_weight(*engine.model, [&](const View& w, int64_t layer, const char* name, auto, int64_t, int64_t) {
       if (layer < 0 || w.rows == 1 || !known.insert({w.type, w.rows, w.cols}).second) return;
       for (const bool forward : {true, false}) {
+        if (engine.ops.int8 && !forward) continue;
         const Scratch scope(*engine.arena);
         const Context& c = engine.context;
         const View x = (forward ? new_act : new_acc)(c, o.s.rows, forward ? w.cols : w.rows, "bench/x");
@@ -195,6 +198,7 @@ class Bench {
   // Steps of --batch pairs of texts of exactly --length tokens; those of the suffix are in the text cache.
   template <Placement placement>
   void train() {
+    if (engine.ops.int8) fail(Exit::usage, "quest bench: --precision int8 is for encode and ops");
     const Scratch scope(*engine.arena);
     const Context& shared = engine.context;
     const int64_t B = o.s.batch, T = 2 * B, length = o.s.length;
@@ -281,8 +285,11 @@ class Bench {
   }
   double ceiling() {
     const KernelPath& k = *engine.ops.kernel_path;
+    const bool quads = k.peak_quads && engine.ops.int8;
     const bool pairs = k.peak_pairs && engine.ops.activation == Type::bf16;
-    const double start = now_seconds(), flop = pairs ? multiply(k.peak_pairs, 4) : multiply(k.peak, 2);
+    const double start = now_seconds(), flop = quads   ? multiply(k.peak_quads, 8)
+                                               : pairs ? multiply(k.peak_pairs, 4)
+                                                       : multiply(k.peak, 2);
     return flop / (now_seconds() - start);
   }
   // Bytes read, by all threads at once.
@@ -368,11 +375,12 @@ class Bench {
 std::vector<Command> bench_commands() {
   const auto o = std::make_shared<BenchOptions>();
   o->s.prompt_rows = 16;
-  std::vector<Option> options = job_options(
-      o->s, "model quant data length prompt-rows batch precision kernels threads rows micro spacing");
+  std::vector<Option> options =
+      job_options(o->s, "model quant data length prompt-rows batch kernels threads rows micro spacing");
   options.insert(
       options.begin(),
-      {{"rounds", 0, &o->rounds, "N", "rounds of each measurement", 1, 1000},
+      {encoding_precision(o->s),
+       {"rounds", 0, &o->rounds, "N", "rounds of each measurement", 1, 1000},
        {"texts", 0, &o->texts, "N", "texts to encode, the dataset's first", 1, 1000000},
        {"source", 0, &o->source, "PATH", "what to import; without it the default dataset's raw files"},
        memory_option(o->memory),

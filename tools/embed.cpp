@@ -1,4 +1,6 @@
 // quest embed: texts to unit vectors in a .npy file. quest export: a run's prompt for PEFT.
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <memory>
 
@@ -20,6 +22,30 @@ struct EmbedOptions {
   bool label = false;
 };
 
+// What int8 costs: the first texts again in bf16, all as unit vectors [n,d].
+void say_what_int8_costs(Engine& engine, const Encoder& encoder, const Corpus& corpus,
+                         const std::vector<int32_t>& numbers, const std::vector<float>& e, View mean) {
+  const size_t n = std::min<size_t>(numbers.size(), 64), d = engine.width();
+  const std::vector<int32_t> some(numbers.begin(), numbers.begin() + n);
+  engine.ops.int8 = false;
+  auto exact = engine.embed(encoder, corpus.texts, some, "bf16, to compare");
+  engine.normalize(exact, mean);
+  engine.ops.int8 = true;
+  const auto centre = engine.mean_of(exact);
+  double apart = 0, spread = 0, cosine = 1;
+  for (size_t t = 0; t < n; ++t) {
+    double product = 0;
+    for (size_t i = t * d; i < (t + 1) * d; ++i) {
+      apart += std::pow(e[i] - exact[i], 2), spread += std::pow(exact[i] - centre[i % d], 2);
+      product += double(e[i]) * exact[i];
+    }
+    cosine = std::min(cosine, product);
+  }
+  fprintf(stderr,
+          "int8: of %zu texts the vectors are %.2g of their spread from bf16's, the cosine at least %.6f\n",
+          n, std::sqrt(apart / spread), cosine);
+}
+
 int embed(const EmbedOptions& o, const std::vector<std::string>& arguments) {
   if (o.out.empty()) fail(Exit::usage, "--out: expected a file to write, found none; give --out FILE.npy");
   if (!o.run.empty() && !o.prompt.empty())
@@ -40,9 +66,10 @@ int embed(const EmbedOptions& o, const std::vector<std::string>& arguments) {
   std::vector<int32_t> numbers;
   for (const std::string& text : read_texts(arguments))
     numbers.push_back(corpus.add(*engine.tokenizer, s, text, "", o.label ? s.label_text : s.query_text));
-  reserve_for(engine, encoder, corpus.texts, numbers.size() * engine.width() * 4);
+  reserve_for(engine, encoder, corpus.texts, (numbers.size() + 64) * engine.width() * 4);
   auto e = engine.embed(encoder, corpus.texts, numbers, "texts");
   engine.normalize(e, engine.view(prompt.mean));
+  if (engine.ops.int8) say_what_int8_costs(engine, encoder, corpus, numbers, e, engine.view(prompt.mean));
   write_npy(o.out, {e.data(), std::ssize(numbers), engine.width()});
   printf("%s: %zu unit vectors of width %ld\n", o.out.c_str(), numbers.size(), engine.width());
   return 0;
@@ -65,10 +92,10 @@ int export_prompt(const std::string& run, const std::string& out) {
 std::vector<Command> embed_commands() {
   const auto o = std::make_shared<EmbedOptions>();
   std::vector<Option> options = job_options(
-      o->settings,
-      "model quant length pooling query-text label-text keep-empty precision kernels threads rows");
+      o->settings, "model quant length pooling query-text label-text keep-empty kernels threads rows");
   options.insert(options.begin(),
-                 {{"run", 'r', &o->run, "DIR", "with the model, prompt and settings of a run"},
+                 {encoding_precision(o->settings),
+                  {"run", 'r', &o->run, "DIR", "with the model, prompt and settings of a run"},
                   {"prompt", 0, &o->prompt, "PATH",
                    "or with a prompt.safetensors or a PEFT folder; without both, no prompt"},
                   {"label", 0, &o->label, "", "texts are labels: they read as --label-text says"},

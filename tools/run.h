@@ -11,6 +11,7 @@ namespace quest {
 // The table behind `quest train` and config.json, or of it the options that are named, parted by spaces.
 std::vector<Option> job_options(Settings&, const std::string& only = "");
 Option memory_option(int64_t& bytes);             // --memory, of everything that embeds texts
+Option encoding_precision(Settings&);             // --precision, where nothing is trained
 Settings read_config(const std::string& folder);  // throws Error(input)
 RunFolder run_folder(Settings, const std::string& path);
 // Throws Error(usage) unless the folder's job is this one. How the machine is used may differ, and unless

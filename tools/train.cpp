@@ -73,6 +73,11 @@ Option memory_option(int64_t& bytes) {
   return {"memory", 0, &bytes, "SIZE", "memory of the process; without it 0.8 of what is available", 1};
 }
 
+Option encoding_precision(Settings& s) {
+  return {"precision", 0, &s.precision, "bf16|f32|int8",
+          "of matmul operands; int8: of those of linear layers, with a scale for each 64"};
+}
+
 Settings read_config(const std::string& folder) {
   const std::string path = folder + "/config.json";
   const Config json(path);

@@ -37,6 +37,7 @@ Engine::Engine(const Settings& s, size_t bytes)
          "%s: expected a tokeniser of at most %ld tokens, as many as the embedding has rows, found %ld; pass "
          "another model",
          model->path.c_str(), model->vocabulary, tokenizer->size());
+  ops.int8 = s.precision == "int8";
   require_fitting(s);
 }
 

@@ -20,7 +20,9 @@ using namespace quest;
 
 namespace {
 
-const KernelPath emulated_path{"emulated", 8, 48, nullptr, tile_emulated, nullptr, peak_emulated, &rows_portable};
+const KernelPath emulated_path{.name = "emulated", .rows = 8, .columns = 48, .tile = nullptr,
+                               .tile_pairs = tile_emulated, .tile_quads = nullptr, .peak = nullptr,
+                               .peak_pairs = peak_emulated, .peak_quads = nullptr, .row = &rows_portable};
 
 // Every path that this machine can product, and the bf16 one that any can.
 std::vector<const KernelPath*> paths_for(Type activation) {
@@ -95,10 +97,12 @@ struct Multiply {
   bool forward;
   Threads* threads;
   Arena* arena;
+  bool int8 = false;
   void operator()(View x, View w, View y, Into into) const {
     Ops ops{};
     ops.kernel_path = path;
     ops.activation = activation;
+    ops.int8 = int8;
     arena->poison();
     const size_t used = arena->used();
     (forward ? matmul : matmul_backward)(Context{&ops, threads, arena}, x, w, y, into);
@@ -305,6 +309,95 @@ TEST(Matmul, NaNStaysInItsRowAndColumnAndIsNeverLost) {
   }
 }
 
+// A vector in 8 bits, one by one: of each 64 elements the largest is 127 steps.
+struct Bytes {
+  std::vector<int> byte;
+  std::vector<float> scale;  // of each block
+
+  explicit Bytes(const std::vector<float>& values) {
+    for (size_t first = 0; first < values.size(); first += 64) {
+      const auto begin = values.begin() + static_cast<int64_t>(first);
+      const auto end = values.begin() + static_cast<int64_t>(std::min(first + 64, values.size()));
+      float top = 0;
+      for (auto v = begin; v != end; ++v) top = std::max(top, std::fabs(*v));
+      scale.push_back(top / 127.0f);
+      for (auto v = begin; v != end; ++v)
+        byte.push_back(static_cast<int>(std::nearbyint(top > 0 ? *v * (1.0f / scale.back()) : 0.0f)));
+    }
+  }
+};
+
+TEST(Matmul, EightBitsAreTheirDefinitionToTheBit) {
+  Threads threads(2);
+  Arena arena(size_t{1} << 28);
+  for (const Shape s : shapes)
+    for (const Type type : {Type::q4_1, Type::bf16, Type::nf4})
+      for (const Type activation : {Type::bf16, Type::f32}) {
+        if (!fits(s, type)) continue;
+        Weights w(type, s.outputs, s.inputs, 5);
+        Matrix x(activation, s.rows, s.inputs, 3);
+        x.fill(6);
+        const int64_t empty = s.inputs > 64 ? 64 : 0;  // a block of x without any value
+        for (int64_t k = 0; k < empty; ++k) x.set(0, k, 0);
+        std::vector<Bytes> rows, columns;
+        std::vector<std::vector<float>> values;
+        for (int64_t r = 0; r < s.rows; ++r) {
+          values.emplace_back();
+          for (int64_t k = 0; k < s.inputs; ++k) values.back().push_back(x.get(r, k));
+          rows.emplace_back(values.back());
+        }
+        for (int64_t n = 0; n < s.outputs; ++n)
+          columns.emplace_back(std::vector<float>(w.values.begin() + n * s.inputs, w.values.begin() + (n + 1) * s.inputs));
+        for (const KernelPath& path : kernel_paths()) {
+          Matrix y(Type::f32, s.rows, s.outputs, 5), sum(Type::f32, s.rows, s.outputs, 2);
+          sum.fill(9);
+          Matrix before = sum;
+          const Multiply product{&path, activation, true, &threads, &arena, true};
+          product(x.view(), w.view(), y.view(), Into::set);
+          product(x.view(), w.view(), sum.view(), Into::add);
+          EXPECT_TRUE(y.guards_intact() && sum.guards_intact()) << path.name;
+          for (int64_t r = 0; r < s.rows; ++r)
+            for (int64_t n = 0; n < s.outputs; ++n) {
+              const Bytes &a = rows[static_cast<size_t>(r)], &b = columns[static_cast<size_t>(n)];
+              float expected = 0;
+              double truth = 0, bound = 0;
+              for (size_t k = 0; k < a.byte.size();) {
+                const float sa = a.scale[k / 64], sb = b.scale[k / 64];
+                int all = 0;
+                do {
+                  all += a.byte[k] * b.byte[k];
+                  const double xk = values[static_cast<size_t>(r)][k], wk = weight(w, true, static_cast<int64_t>(k), n);
+                  truth += xk * wk;  // each factor is half a step off at most, and rounded a few times
+                  bound += 0.501 * (std::fabs(xk) * sb + std::fabs(wk) * sa) + 0.26 * sa * sb;
+                } while (++k % 64 && k < a.byte.size());
+                expected += static_cast<float>(all) * (sa * sb);
+              }
+              ASSERT_EQ(std::bit_cast<uint32_t>(y.get(r, n)), std::bit_cast<uint32_t>(expected))
+                  << path.name << " " << s.rows << " x " << s.inputs << " row " << r << " output " << n;
+              ASSERT_EQ(sum.get(r, n), before.get(r, n) + expected) << path.name;
+              ASSERT_TRUE(std::fabs(expected - truth) <= bound) << expected << " for " << truth << " +- " << bound;
+            }
+        }
+      }
+}
+
+TEST(Matmul, EightBitsHideNothingThatIsNotFinite) {
+  Threads threads(1);
+  Arena arena(size_t{1} << 28);
+  for (const KernelPath& path : kernel_paths())
+    for (const float bad : {NAN, INFINITY, -INFINITY})
+      for (const bool in_x : {true, false}) {
+        Weights w(Type::f32, 3, 100, 5);
+        Matrix x(Type::f32, 2, 100, 3), y(Type::f32, 2, 3, 0);
+        x.fill(6);
+        if (in_x) x.set(1, 70, bad);
+        else reinterpret_cast<float*>(w.bytes.data())[1 * 100 + 70] = bad;
+        Multiply{&path, Type::f32, true, &threads, &arena, true}(x.view(), w.view(), y.view(), Into::set);
+        for (int r = 0; r < 2; ++r)
+          for (int n = 0; n < 3; ++n) EXPECT_EQ(std::isfinite(y.get(r, n)), in_x ? r != 1 : n != 1) << path.name;
+      }
+}
+
 TEST(Matmul, EmptyProductsAreZeroOrNothing) {
   Threads threads(2);
   Arena arena(size_t{1} << 28);
@@ -351,6 +444,15 @@ TEST(Matmul, ThePeakMultipliesAndAddsEveryStep) {
   std::fill_n(x, 64, std::bit_cast<float>(0x40004000)), std::fill_n(w, 64, std::bit_cast<float>(0x40404040));
   for (const KernelPath* p : paths_for(Type::bf16))  // pairs of 2, of 3
     if (p->peak_pairs) expect(*p, p->peak_pairs, 12000);
+  const auto fours = [](uint8_t byte) { return std::bit_cast<float>(0x01010101u * byte); };
+  std::fill_n(x, 64, fours(0xfe)), std::fill_n(w, 64, fours(3));  // -2, 3
+  for (const KernelPath& p : kernel_paths()) {
+    if (!p.peak_quads) continue;
+    std::fill_n(sums, 8 * 48 + 1, -1.0f);
+    p.peak_quads(x, w, sums, 1000);
+    for (int i = 0; i < 8 * 48; ++i) EXPECT_EQ(std::bit_cast<int>(sums[i]), -24000) << i;
+    EXPECT_EQ(sums[8 * 48], -1.0f);
+  }
 }
 
 TEST(Matmul, TheEmulationIsTheInstruction) {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "index/metrics.h"
+#include "index/npy.h"
 #include "kernels/base/random.h"
 #include "model/tensors.h"
 #include "sampling/dataset.h"
@@ -800,11 +801,14 @@ TEST_F(Job, BenchMeasuresEveryPart) {
     with_share += !result["of_ceiling"].get(share);
     EXPECT_TRUE(0 < share && share < 1.5) << result["name"];
   }
+  units.erase("GOP/s");  // where the processor multiplies bytes
   EXPECT_EQ(units, (std::set<std::string>{"GFLOP/s", "GB/s", "tokens/s", "pairs/s", "MB/s", "queries/s"}));
   EXPECT_GE(with_share, 7);  // products forward and backward, encode, two kinds of steps
   EXPECT_EQ(std::count(spoken.out.begin(), spoken.out.end(), '\n'), 5) << spoken.out;
   EXPECT_NE(spoken.out.find("matmul "), std::string::npos);
   EXPECT_EQ(quest(bench + Words{"ops", "--kernels", "portable", "--memory", "200MiB"}).status, 0);
+  EXPECT_EQ(quest(bench + Words{"ops", "encode", "--precision", "int8"}).status, 0);
+  EXPECT_EQ(quest(bench + Words{"train-suffix", "--precision", "int8"}).status, 2);
   std::string all_test = "text";  // of which no training row is left
   while (!goes_to_test(all_test)) all_test += "s";
   put_file(path("test.tsv"), all_test + "\tlabel\n");
@@ -965,6 +969,30 @@ TEST_F(Job, EmbedAndBring) {
                  {"--prompt with --run"});
   expect_refusal(quest(bring + Words{"--out", "lists"}), 2, {"belong to a run"});
   expect_refusal(quest({"eval", "--run", "runs/base", "--data", "data"}), 2, {"belong to a run"});
+  // In 8 bits: near, and how near is said. What is trained has no such precision.
+  const Outcome bytes = quest({"embed", "--run", "runs/base", "--precision", "int8", "--out", "bytes.npy"}, {}, path("queries"));
+  ASSERT_EQ(bytes.status, 0) << bytes.err;
+  double apart = 0, cosine = 0;
+  const size_t said = bytes.err.find("int8: of 39 texts");
+  ASSERT_NE(said, bytes.err.npos) << bytes.err;
+  ASSERT_EQ(sscanf(bytes.err.c_str() + said, "int8: of 39 texts the vectors are %lf of their spread from bf16's, the cosine at least %lf",
+                   &apart, &cosine), 2) << bytes.err;
+  const Npy exact = read_npy(path("queries.npy")), near = read_npy(path("bytes.npy"));
+  double square = 0, spread = 0, least = 1;
+  for (int64_t t = 0; t < 39; ++t) {
+    double product = 0;
+    for (int64_t i = 0; i < 64; ++i) {
+      double mean = 0;
+      for (int64_t s = 0; s < 39; ++s) mean += exact.vectors.row(s)[i] / 39.0;
+      const double is = near.vectors.row(t)[i], was = exact.vectors.row(t)[i];
+      square += (is - was) * (is - was), spread += (was - mean) * (was - mean), product += is * was;
+    }
+    least = std::min(least, product);
+  }
+  EXPECT_NEAR(apart, std::sqrt(square / spread), 0.05 * apart + 1e-6);  // two digits were printed
+  EXPECT_NEAR(cosine, least, 1e-5);
+  EXPECT_TRUE(apart > 0 && apart < 0.2 && cosine > 0.98) << bytes.err;
+  EXPECT_EQ(train("eight", {"--precision", "int8"}).status, 2);
   // What is given beside --run counts; labels read as the run's labels do.
   for (const Words& more :
        {Words{"--length", "2"}, {"--query-text", "about {title}"}, {"--precision", "f32"}}) {
