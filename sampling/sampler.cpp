@@ -31,11 +31,11 @@ struct Spread {
   }
 };
 
-// Counts the pairs that each(see) calls see(query, label, anything) for, and what stands in them.
+// Counts the pairs that each(see) calls see(query, label, ...) for, and what stands in them.
 PairCounts coverage(const Dataset& data, auto&& each) {
   std::vector<bool> queries(data.train.texts.size()), labels(data.labels.size());
   PairCounts counts;
-  each([&](int64_t query, int64_t label, int64_t) {
+  each([&](int64_t query, int64_t label, auto...) {
     ++counts.pairs;
     counts.queries += !queries[query], queries[query] = true;
     counts.labels += !labels[label], labels[label] = true;
@@ -50,31 +50,48 @@ struct Pairing {
   SamplerOptions options;                  // R and B as used
   int64_t counted_labels = 0;              // those that count
   std::vector<uint32_t> frequencies = {};  // [sketch_rows][2^sketch_bits]
+  struct Known {
+    std::vector<int32_t> label;
+    std::vector<uint32_t> cells;  // [labels][R]
+  };
+  std::vector<Known> known = {};  // of each thread: some labels' cells
 
-  // Calls f(query, label, chunk).
+  // Calls f(query, label, chunk, thread).
   void each_pair(Threads& threads, auto&& f) const {
     const int64_t queries = data.train.texts.size();
-    threads.each(chunks, [&](int64_t chunk, int) {
+    threads.each(chunks, [&](int64_t chunk, int thread) {
       for (int64_t query = queries * chunk / chunks; query < queries * (chunk + 1) / chunks; ++query) {
         if (filter.keep && !filter.keep(query)) continue;
         int64_t left = options.kind == SamplerKind::first_m ? options.first : INT64_MAX;
         for (const int32_t label : data.train.labels.row(query))
-          if (label != data.train.own(query) && filter.counts(label) && left-- > 0) f(query, label, chunk);
+          if (label != data.train.own(query) && filter.counts(label) && left-- > 0)
+            f(query, label, chunk, thread);
       }
     });
   }
 
-  // Calls f(where C[r, h_r(s)] stands) for every r. h_r is the least of the tokens' hashes; that has few high
-  // bits, so it is mixed again before it becomes 0..B-1.
-  void each_cell(int64_t query, int64_t label, auto&& f) const {
-    if (options.kind >= SamplerKind::uniform) return;
-    const Tokens tokens = options.kind == SamplerKind::paper ? all_tokens(query, label) : rare_words(label);
-    for (int64_t r = 0; r < options.rows; ++r) {
+  // Where C[r, h_r(s)] stands, R of them, until the thread asks again. h_r is the least of the tokens'
+  // hashes; that has few high bits, so it is mixed again before it becomes 0..B-1. With minhash they are the
+  // label's, and most pairs have a label that the thread has met.
+  std::span<const uint32_t> cells(int64_t query, int32_t label, int thread) {
+    const int64_t R = options.rows;
+    if (R == 0) return {};
+    Known& k = known[thread];
+    if (k.label.empty())
+      k.label.assign(std::max<int64_t>(1, 65536 / R), -1), k.cells.resize(k.label.size() * R);
+    const int64_t place = label % std::ssize(k.label);
+    const std::span<uint32_t> cells(k.cells.data() + place * R, R);
+    const bool paper = options.kind == SamplerKind::paper;
+    if (!paper && k.label[place] == label) return cells;
+    k.label[place] = label;
+    const Tokens tokens = paper ? all_tokens(query, label) : rare_words(label);
+    for (int64_t r = 0; r < R; ++r) {
       const uint64_t key = random_bits(options.seed, hash_stream, r);
       uint64_t least = UINT64_MAX;
       for (const uint64_t token : tokens) least = std::min(least, mix64(token ^ key));
-      f(r * options.range + mix64(least) % options.range);
+      cells[r] = r * options.range + mix64(least) % options.range;
     }
+    return cells;
   }
 
   // What stands between ASCII white space.
@@ -169,8 +186,9 @@ std::vector<DrawnPair> sample_pairs(const Dataset& data, const PairFilter& filte
   // The first pass counts C[r, h_r(s)] over all pairs s.
   std::vector<uint64_t> counts(R * B);
   if (options.kind == SamplerKind::minhash) pairing.count_labels(threads);
-  pairing.each_pair(threads, [&](int64_t query, int32_t label, int64_t) {
-    pairing.each_cell(query, label, [&](int64_t cell) { add_one(counts[cell]); });
+  pairing.known.resize(threads.count());
+  pairing.each_pair(threads, [&](int64_t query, int32_t label, int64_t, int thread) {
+    for (const uint32_t cell : pairing.cells(query, label, thread)) add_one(counts[cell]);
   });
 
   // The second one leaves in `drawn` the k pairs of smallest key, as a heap with the largest on top.
@@ -179,9 +197,9 @@ std::vector<DrawnPair> sample_pairs(const Dataset& data, const PairFilter& filte
   std::vector<Spread> spreads(chunks);
   std::mutex mutex;
   std::atomic<double> bound = INFINITY;  // a larger key is not drawn
-  pairing.each_pair(threads, [&](int64_t query, int32_t label, int64_t chunk) {
+  pairing.each_pair(threads, [&](int64_t query, int32_t label, int64_t chunk, int thread) {
     uint64_t sum = 0;
-    pairing.each_cell(query, label, [&](int64_t cell) { sum += counts[cell]; });
+    for (const uint32_t cell : pairing.cells(query, label, thread)) sum += counts[cell];
     const double weight = uniform ? 1 : n * R / sum;
     spreads[chunk].add({weight, weight * weight, weight, weight});
     DrawnPair pair{int32_t(query), label, 0};
@@ -205,7 +223,7 @@ std::vector<DrawnPair> sample_pairs(const Dataset& data, const PairFilter& filte
   }
   done.options = pairing.options;
   done.drawn = coverage(data, [&](auto&& see) {
-    for (const DrawnPair& pair : drawn) see(pair.query, pair.label, 0);
+    for (const DrawnPair& pair : drawn) see(pair.query, pair.label);
   });
   if (options.kind == SamplerKind::uniform) done.uniform = done.drawn;
   if (report) *report = done;

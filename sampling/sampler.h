@@ -1,8 +1,9 @@
 // Diversity-aware sampling of training pairs (QUEST, Algorithm 1): every (query, label) pair is weighted by
 // the inverse of its estimated Jaccard kernel density, then k pairs are drawn without replacement.
 //
-// Memory: R·B counts of 8 bytes, 4 MiB of document frequencies, one bit a query and a label while they are
-// counted, and 16 bytes a drawn pair. The result depends on data, options and seed, not on how many threads.
+// Memory: R·B counts of 8 bytes, 4 MiB of document frequencies, half a MiB a thread, one bit a query and a label
+// while they are counted, and 16 bytes a drawn pair. The result depends on data, options and seed, not on how
+// many threads.
 #pragma once
 #include <functional>
 #include <utility>

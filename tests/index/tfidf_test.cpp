@@ -163,9 +163,10 @@ TEST(Tfidf, EqualsTheFormulasWithoutOwnLabels) {
   Naive naive;
   naive.fit(queries);
   naive.fit(label_texts);
+  const SparseRows rows = training.rows();
   std::vector<Vector> centroids(labels);
   for (size_t i = 0; i < queries.size(); ++i)
-    for (const int32_t l : training.rows().row(static_cast<int64_t>(i)))
+    for (const int32_t l : rows.row(static_cast<int64_t>(i)))
       for (const auto& [word, x] : naive.vector(queries[i])) centroids[l][word] += x;
   for (size_t t = 0; t < tests.size(); ++t) {
     const Vector q = naive.vector(tests[t]);
@@ -181,7 +182,7 @@ TEST(Tfidf, EqualsTheFormulasWithoutOwnLabels) {
       score[2].push_back(0);
     }
     for (const auto& [s, i] : near)
-      for (const int32_t l : training.rows().row(static_cast<int64_t>(i))) score[2][l] += s * s * s * s;
+      for (const int32_t l : rows.row(static_cast<int64_t>(i))) score[2][l] += s * s * s * s;
     std::set<int32_t> listed;
     for (int m = 0; m < 3; ++m) {
       std::vector<std::pair<double, int32_t>> expected;
