@@ -36,7 +36,10 @@ enum class Type : uint8_t {
   q4_k,
   q5_k,
   q6_k,  // GGUF's blocks
-  nf4,   // a view's data is an Nf4 (tile_math.h)
+  nf4,    // a view's data is an Nf4 (blocks.h)
+  gptq2,  // so many bits; a view's data is a Gptq (blocks.h). The CPU's kernels do not know these
+  gptq3,
+  gptq4,
   ref_double,
   ref_complex
 };
@@ -58,7 +61,8 @@ struct Format {
 constexpr Format formats[] = {{"F32", 1, 4},      {"F16", 1, 2},      {"BF16", 1, 2},     {"Q4_0", 32, 18},
                               {"Q4_1", 32, 20},   {"Q5_0", 32, 22},   {"Q5_1", 32, 24},   {"Q8_0", 32, 34},
                               {"Q4_K", 256, 144}, {"Q5_K", 256, 176}, {"Q6_K", 256, 210}, {"", 2, 1},
-                              {"", 1, 8},         {"", 1, 16}};
+                              {"", 4, 1},         {"", 32, 12},       {"", 2, 1},       {"", 1, 8},
+                              {"", 1, 16}};
 constexpr const Format& format_of(Type type) { return formats[static_cast<int>(type)]; }
 // The type that a GGUF or a tensor file calls so; nothing for other names.
 inline std::optional<Type> type_named(std::string_view name) {

@@ -1,0 +1,361 @@
+#include "kernels/cuda/matmul.cuh"
+
+#include "kernels/base/error.h"
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/formats.cuh"
+
+namespace quest {
+
+namespace matmul_kernels {
+
+namespace {
+
+using namespace formats;
+
+constexpr int threads = 256;  // of a block, on every rung
+
+// One product y = (or +=) x . B with B[k][n] = w[n][k] (forward) or w[k][n] (backward).
+struct Product {
+  View x, w, y;
+  bool add;
+};
+
+// An operand of activations, and how its columns are found: order == nullptr: as they stand.
+struct Columns {
+  View v;
+  const int32_t* order;
+
+  // Element [row, k], unrounded; beside the matrix zero.
+  __device__ float operator()(int row, int k) const {
+    if (row >= v.rows || k >= v.cols) return 0.0f;
+    const int64_t at = row * v.stride + (order ? order[k] : k);
+    return v.type == Type::f32 ? static_cast<const float*>(v.data)[at]
+                               : from_bf16(static_cast<const uint16_t*>(v.data)[at]);
+  }
+  // y[row, k] = (or +=) sum; beside the matrix nothing.
+  __device__ void store(int row, int k, float sum, bool add) const {
+    if (row >= v.rows || k >= v.cols) return;
+    const int64_t at = row * v.stride + (order ? order[k] : k);
+    if (v.type == Type::f32) {
+      float* y = static_cast<float*>(v.data) + at;
+      *y = add ? *y + sum : sum;
+    } else {
+      uint16_t* y = static_cast<uint16_t*>(v.data) + at;
+      *y = to_bf16(add ? from_bf16(*y) + sum : sum);
+    }
+  }
+};
+
+// The order of act-order is that of the weight's columns: of x forward (a gather), of dx backward (a scatter).
+template <bool forward, class Format>
+__device__ Columns input_of(const Product& p, const Format& w) {
+  return {p.x, forward ? w.order() : nullptr};
+}
+template <bool forward, class Format>
+__device__ Columns output_of(const Product& p, const Format& w) {
+  return {p.y, forward ? nullptr : w.order()};
+}
+
+// Elements [row, col .. col + 32) of w; beside the matrix zeros.
+template <class Format>
+__device__ typename Format::Run load_run(const Format& format, const View& w, int row, int col) {
+  if (row < w.rows && col < w.cols) return format.load(row, col);
+  return {};
+}
+
+__device__ float low_of(uint32_t pair) { return __uint_as_float(pair << 16); }
+__device__ float high_of(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
+__device__ float rounded(float f) { return low_of(pack_bf16(f, 0.0f)); }
+
+// ---- rung 1: the definition
+
+template <class Format, bool forward>
+__global__ void __launch_bounds__(threads) plain_product(Product p) {
+  __shared__ float table[Format::table_size];
+  const Format w(p.w, table);
+  __syncthreads();
+  const Columns x = input_of<forward>(p, w), y = output_of<forward>(p, w);
+  const int64_t output = int64_t{blockIdx.x} * threads + threadIdx.x;
+  const int row = static_cast<int>(output / p.y.cols), col = static_cast<int>(output % p.y.cols);
+  const int inner = static_cast<int>(p.x.cols);
+  float sum = 0;
+  if constexpr (forward) {
+    for (int k = 0; k < inner; k += 32) {
+      const typename Format::Run run = load_run(w, p.w, col, k);
+      for (int i = 0; i < 16; ++i) {
+        const uint32_t pair = w.pair(run, i);
+        sum += rounded(x(row, k + 2 * i)) * low_of(pair);
+        sum += rounded(x(row, k + 2 * i + 1)) * high_of(pair);
+      }
+    }
+  } else {
+    for (int k = 0; k < inner; ++k) {
+      const uint32_t pair = w.pair(load_run(w, p.w, k, col / 32 * 32), col % 32 / 2);
+      sum += rounded(x(row, k)) * (col % 2 ? high_of(pair) : low_of(pair));
+    }
+  }
+  y.store(row, col, sum, p.add);
+}
+
+// ---- rung 2: a tile in shared memory; every thread has 4 x 4 outputs, 16 rows and columns apart
+
+constexpr int side = 64, depth = 32;
+
+template <class Format, bool forward>
+__global__ void __launch_bounds__(threads) tile_product(Product p) {
+  __shared__ float table[Format::table_size];
+  __shared__ float x_tile[depth][side + 1], w_tile[depth][side + 1];
+  const Format w(p.w, table);
+  __syncthreads();
+  const Columns x = input_of<forward>(p, w), y = output_of<forward>(p, w);
+  const int first_row = static_cast<int>(blockIdx.x) * side, first_col = static_cast<int>(blockIdx.y) * side;
+  const int t = static_cast<int>(threadIdx.x), inner = static_cast<int>(p.x.cols);
+  float sums[4][4] = {};
+  for (int first = 0; first < inner; first += depth) {
+    for (int i = t; i < side * depth; i += threads)
+      x_tile[i % depth][i / depth] = rounded(x(first_row + i / depth, first + i % depth));
+    if (t < side) {  // forward a run is a column of the tile, backward half a row
+      const int r = forward ? first_col + t : first + t / 2, c = forward ? first : first_col + t % 2 * 32;
+      const typename Format::Run run = load_run(w, p.w, r, c);
+      UNROLL
+      for (int i = 0; i < 32; ++i) {
+        const uint32_t pair = w.pair(run, i / 2);
+        (forward ? w_tile[i][t] : w_tile[t / 2][t % 2 * 32 + i]) = i % 2 ? high_of(pair) : low_of(pair);
+      }
+    }
+    __syncthreads();
+    for (int k = 0; k < depth; ++k)
+      UNROLL
+      for (int i = 0; i < 4; ++i)
+        UNROLL
+        for (int j = 0; j < 4; ++j) sums[i][j] += x_tile[k][t / 16 + 16 * i] * w_tile[k][t % 16 + 16 * j];
+    __syncthreads();
+  }
+  UNROLL
+  for (int i = 0; i < 4; ++i)
+    UNROLL
+    for (int j = 0; j < 4; ++j)
+      y.store(first_row + t / 16 + 16 * i, first_col + t % 16 + 16 * j, sums[i][j], p.add);
+}
+
+// ---- rung 3: tensor cores. While a step of 64 inner indices is multiplied from one pair of tiles, the next pair is
+// filled: x by asynchronous copies (f32: through registers, to be rounded), w by decoding what was loaded a step before.
+
+constexpr int rows = 128, columns = 128, inner_step = 64;  // of a block's tile
+constexpr int x_tile_size = rows * inner_step, w_tile_size = columns * inner_step;
+constexpr int tensor_shared = 2 * (x_tile_size + w_tile_size) * static_cast<int>(sizeof(uint16_t));
+
+// Where chunk c (8 elements, 16 bytes) of a row stands in a tile with `chunks` a row. Of eight rows the same chunk, and
+// of a row eight chunks in turn, stand in different banks; so do the chunks 0, 4, 8, 12 of two rows.
+template <int chunks>
+__device__ constexpr int place(int row, int c) {
+  return (row * chunks + (c ^ (row & 7) ^ (c >> 3 << 1))) * 8;
+}
+
+// The tile of x: thread t fills chunks t, t + 256, ... of its 1024 chunks, one with each quarter of a step.
+struct InputTile {
+  Columns x;
+  int first_row;
+  bool direct, wide;  // bf16, f32 that can be read 16 bytes at a time
+
+  __device__ InputTile(const Columns& from, int row) : x(from), first_row(row) {
+    const int bytes = x.v.type == Type::f32 ? 4 : 2;
+    const bool aligned = !x.order && (reinterpret_cast<uintptr_t>(x.v.data) | (x.v.stride * bytes)) % 16 == 0;
+    direct = aligned && bytes == 2, wide = aligned && bytes == 4;
+  }
+  __device__ static int row_of(int quarter) { return static_cast<int>(threadIdx.x) / 8 + quarter * (threads / 8); }
+  __device__ static int chunk() { return static_cast<int>(threadIdx.x) % 8; }
+
+  // Whether the quarter's chunk goes without registers; if so it is under way.
+  __device__ bool copy(int quarter, int k, uint16_t* tile) const {
+    const int row = first_row + row_of(quarter), col = k + 8 * chunk();
+    if (!direct || row >= x.v.rows || col + 8 > x.v.cols) return false;
+    copy_async16(tile + place<8>(row_of(quarter), chunk()),
+                 static_cast<const uint16_t*>(x.v.data) + row * x.v.stride + col);
+    return true;
+  }
+  __device__ void load(int quarter, int k, float (&values)[8]) const {
+    const int row = first_row + row_of(quarter), col = k + 8 * chunk();
+    if (wide && row < x.v.rows && col + 8 <= x.v.cols) {
+      const float* from = static_cast<const float*>(x.v.data) + row * x.v.stride + col;
+      UNROLL
+      for (int i = 0; i < 8; i += 4) {
+        const Words4 four = fetch<Words4>(from + i);
+        values[i] = __uint_as_float(four.x), values[i + 1] = __uint_as_float(four.y);
+        values[i + 2] = __uint_as_float(four.z), values[i + 3] = __uint_as_float(four.w);
+      }
+    } else {
+      UNROLL
+      for (int i = 0; i < 8; ++i) values[i] = x(row, col + i);
+    }
+  }
+  __device__ static void store(int quarter, const float (&v)[8], uint16_t* tile) {
+    put(tile + place<8>(row_of(quarter), chunk()),
+        Words4{pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])});
+  }
+};
+
+// The tile of w: [column][inner] forward, [inner][column] backward, in runs of 32 that follow the weight's rows.
+template <class Format, bool forward>
+struct WeightTile {
+  const Format& format;
+  const View& w;
+  int first_col;
+  static constexpr int chunks = (forward ? inner_step : columns) / 8;
+  static constexpr int runs = chunks / 4;  // of a row
+
+  __device__ static int row() { return static_cast<int>(threadIdx.x) / runs; }
+  __device__ static int run() { return static_cast<int>(threadIdx.x) % runs; }
+  __device__ typename Format::Run load(int k) const {
+    return load_run(format, w, row() + (forward ? first_col : k), 32 * run() + (forward ? k : first_col));
+  }
+  __device__ void store(int quarter, const typename Format::Run& r, uint16_t* tile) const {
+    const int i = 4 * quarter;
+    put(tile + place<chunks>(row(), 4 * run() + quarter), Words4{format.pair(r, i), format.pair(r, i + 1),
+                                                                  format.pair(r, i + 2), format.pair(r, i + 3)});
+  }
+};
+
+// A warp's 64 x 32 outputs: sums[i][j] is the fragment of rows 16 i, columns 8 j.
+using Sums = float[4][4][4];
+__device__ int warp_row() { return static_cast<int>(threadIdx.x) / 32 % 2 * 64; }
+__device__ int warp_column() { return static_cast<int>(threadIdx.x) / 64 * 32; }
+
+// sums += x . w over a quarter of the step: 16 inner indices.
+template <bool forward>
+__device__ void multiply(int quarter, const uint16_t* x_tile, const uint16_t* w_tile, Sums& sums) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  uint32_t a[4][4], b[4][2];
+  UNROLL
+  for (int i = 0; i < 4; ++i)
+    ldmatrix_x4(a[i], x_tile + place<8>(warp_row() + 16 * i + lane % 16, 2 * quarter + lane / 16));
+  UNROLL
+  for (int j = 0; j < 4; j += 2) {
+    const int col = warp_column() + 8 * j;
+    uint32_t both[4];  // fragments of two times 8 columns
+    if constexpr (forward)
+      ldmatrix_x4(both, w_tile + place<8>(col + lane / 16 * 8 + lane % 8, 2 * quarter + lane / 8 % 2));
+    else
+      ldmatrix_x4_trans(both, w_tile + place<16>(16 * quarter + lane % 16, col / 8 + lane / 16));
+    b[j][0] = both[0], b[j][1] = both[1], b[j + 1][0] = both[2], b[j + 1][1] = both[3];
+  }
+  UNROLL
+  for (int i = 0; i < 4; ++i)
+    UNROLL
+    for (int j = 0; j < 4; ++j) mma_bf16(sums[i][j], a[i], b[j]);
+}
+
+template <class Format, bool forward>
+__global__ void __launch_bounds__(threads) tensor_product(Product p) {
+  DYNAMIC_SHARED(uint16_t, shared);
+  __shared__ float table[Format::table_size];
+  const Format format(p.w, table);
+  const int first_row = static_cast<int>(blockIdx.x) * rows, first_col = static_cast<int>(blockIdx.y) * columns;
+  const InputTile x(input_of<forward>(p, format), first_row);
+  const WeightTile<Format, forward> w{format, p.w, first_col};
+  uint16_t *x_tiles = shared, *w_tiles = shared + 2 * x_tile_size;
+
+  typename Format::Run run = w.load(0);
+  float values[4][8];
+  UNROLL
+  for (int quarter = 0; quarter < 4; ++quarter)
+    if (!x.copy(quarter, 0, x_tiles)) x.load(quarter, 0, values[quarter]), x.store(quarter, values[quarter], x_tiles);
+  copy_async_commit();
+  __syncthreads();  // the table
+  UNROLL
+  for (int quarter = 0; quarter < 4; ++quarter) w.store(quarter, run, w_tiles);
+  run = w.load(inner_step);
+  copy_async_wait<0>();
+  __syncthreads();
+
+  Sums sums = {};
+  const int inner = static_cast<int>(p.x.cols);
+  for (int k = 0, stage = 0; k < inner; k += inner_step, stage ^= 1) {
+    const int next = k + inner_step;
+    uint16_t *next_x = x_tiles + (stage ^ 1) * x_tile_size, *next_w = w_tiles + (stage ^ 1) * w_tile_size;
+    const typename Format::Run later = w.load(next + inner_step);
+    bool copied[4];
+    UNROLL
+    for (int quarter = 0; quarter < 4; ++quarter) {
+      copied[quarter] = x.copy(quarter, next, next_x);
+      if (!copied[quarter]) x.load(quarter, next, values[quarter]);
+    }
+    copy_async_commit();
+    UNROLL
+    for (int quarter = 0; quarter < 4; ++quarter) {
+      multiply<forward>(quarter, x_tiles + stage * x_tile_size, w_tiles + stage * w_tile_size, sums);
+      w.store(quarter, run, next_w);
+    }
+    UNROLL
+    for (int quarter = 0; quarter < 4; ++quarter)
+      if (!copied[quarter]) x.store(quarter, values[quarter], next_x);
+    run = later;
+    copy_async_wait<0>();
+    __syncthreads();
+  }
+
+  const Columns y = output_of<forward>(p, format);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  UNROLL
+  for (int i = 0; i < 4; ++i)
+    UNROLL
+    for (int j = 0; j < 4; ++j)
+      UNROLL
+      for (int e = 0; e < 4; ++e)
+        y.store(first_row + warp_row() + 16 * i + lane / 4 + e / 2 * 8,
+                first_col + warp_column() + 8 * j + lane % 4 * 2 + e % 2, sums[i][j][e], p.add);
+}
+
+// ---- the choice of a kernel
+
+template <class Format, bool forward>
+void run(Rung rung, const Product& p, Stream stream) {
+  const int64_t m = p.y.rows, n = p.y.cols;
+  switch (rung) {
+    case Rung::plain:
+      return launch(plain_product<Format, forward>, Grid{tiles_of(m * n, threads)}, threads, 0, stream, p);
+    case Rung::tile:
+      return launch(tile_product<Format, forward>, Grid{tiles_of(m, side), tiles_of(n, side)}, threads, 0, stream, p);
+    case Rung::tensor:
+      return launch(tensor_product<Format, forward>, Grid{tiles_of(m, rows), tiles_of(n, columns)}, threads,
+                    tensor_shared, stream, p);
+  }
+}
+
+template <bool forward>
+void multiply(Rung rung, const Product& p, Stream stream) {
+  if (p.y.rows == 0 || p.y.cols == 0) return;
+  switch (p.w.type) {
+    case Type::f32: return run<Single<PlainElement<Type::f32>>, forward>(rung, p, stream);
+    case Type::f16: return run<Single<PlainElement<Type::f16>>, forward>(rung, p, stream);
+    case Type::bf16: return run<Single<PlainElement<Type::bf16>>, forward>(rung, p, stream);
+    case Type::q4_0: return run<Q4_0, forward>(rung, p, stream);
+    case Type::q4_1: return run<Q4_1, forward>(rung, p, stream);
+    case Type::q8_0: return run<Q8_0, forward>(rung, p, stream);
+    case Type::q4_k: return run<Q4_K, forward>(rung, p, stream);
+    case Type::q6_k: return run<Q6_K, forward>(rung, p, stream);
+    case Type::nf4:
+      if (p.w.cols % 32) return run<Single<Nf4Element>, forward>(rung, p, stream);
+      return run<Nf4Runs, forward>(rung, p, stream);
+    case Type::gptq2: return run<GptqRuns<2>, forward>(rung, p, stream);
+    case Type::gptq3: return run<GptqRuns<3>, forward>(rung, p, stream);
+    case Type::gptq4: return run<GptqRuns<4>, forward>(rung, p, stream);
+    default:
+      fail(Exit::input, "weights: the GPU multiplies by F32, F16, BF16, Q4_0, Q4_1, Q8_0, Q4_K, Q6_K, NF4 and GPTQ, "
+           "not by %s", format_of(p.w.type).name);
+  }
+}
+
+}  // namespace
+
+}  // namespace matmul_kernels
+
+void cuda_matmul(Rung rung, View x, View w, View y, Into into, Stream stream) {
+  matmul_kernels::multiply<true>(rung, {x, w, y, into == Into::add}, stream);
+}
+
+void cuda_matmul_backward(Rung rung, View dy, View w, View dx, Into into, Stream stream) {
+  matmul_kernels::multiply<false>(rung, {dy, w, dx, into == Into::add}, stream);
+}
+
+}  // namespace quest
