@@ -23,6 +23,7 @@ namespace quest {
 
 class Threads;
 class Arena;
+class Device;
 
 enum class Type : uint8_t {
   f32,
@@ -127,19 +128,32 @@ struct Ops;
 struct Context {
   const Ops* ops;
   Threads* threads;
-  Arena* arena;             // scratch; every op leaves it as it found it
-  double* flops = nullptr;  // where a pass counts its work, or nowhere
-  double* again = nullptr;  // the same for what it does a second time, because memory was short
+  Arena* arena;              // matrices; every op leaves it as it found it
+  double* flops = nullptr;   // where a pass counts its work, or nowhere
+  double* again = nullptr;   // the same for what it does a second time, because memory was short
+  Arena* host = nullptr;     // what only the host reads, where the arena is a GPU's
+  Device* device = nullptr;  // whose memory the arena is: a GPU, or nobody's (the CPU, or a rehearsal)
+
+  Arena& bookkeeping() const { return host ? *host : *arena; }
 };
 
 struct KernelPath;  // matmul.h
 
+// Where data lies: a View, and what a pointer of the lines below points to, is in the arena's memory. On the
+// CPU that is the host's; on a GPU only `bring` and `fetch` reach it, and what `embed` reads stays on the
+// host. Ops that name scratch in the arena do so in a rehearsal too.
 struct Ops {
   const char* path;  // name of the kernel path, recorded in every run
-  const KernelPath* kernel_path;
+  const KernelPath* kernel_path;  // of the CPU
   Type activation, accumulator;
+  bool apart;  // the arena is a GPU's memory
 
-  // x[i] = table[ids[i]]                                             table [V,d] packed, x [R,d] acc
+  // What the host wrote, where the ops see it: the data itself, or a copy in the arena under this name.
+  const void* (*bring)(const Context&, const void* data, size_t bytes, const char* name);
+  // to = from, when all that was asked for before is done; nothing where they are the same.
+  void (*fetch)(const Context&, const void* from, size_t bytes, void* to);
+
+  // x[i] = table[ids[i]]; table and ids on the host                  table [V,d] packed, x [R,d] acc
   void (*embed)(const Context&, View table, const int32_t* ids, View x);
   // y[i] = x[rows[i]]                                                acc, acc
   void (*gather)(const Context&, View x, const int32_t* rows, View y);
@@ -167,6 +181,7 @@ struct Ops {
   void (*rope_backward)(const Context&, View dy, const int32_t* positions, Turns, View dx);
 
   // out = softmax(q k^T / sqrt(D)) v over [context][own rows up to the query's]; head h uses kv head h/(H/G)
+  // Groups in the order of their rows, and each has a query, or none has.
   // q [Q,H*D] act, kv [R,2*G*D] act, out [Q,H*D] act
   void (*attention)(const Context&, Heads, int64_t layer, const Group*, int64_t groups, View q, View kv,
                     View out);
@@ -211,6 +226,19 @@ struct Ops {
   // p, g, m, v [K,d] acc
   void (*adamw)(const Context&, View p, View g, View m, View v, View norm, double clip, AdamW);
 };
+
+template <class T>
+const T* bring(const Context& c, const T* data, int64_t count, const char* name) {
+  return static_cast<const T*>(c.ops->bring(c, data, count * sizeof(T), name));
+}
+// A matrix without holes between its rows, or an absent one. An op may write to it, for fetch().
+inline View bring(const Context& c, View v, const char* name) {
+  if (c.ops->apart) v.data = const_cast<void*>(c.ops->bring(c, v.data, v.rows * row_bytes(v.type, v.cols), name));
+  return v;
+}
+inline void fetch(const Context& c, const View& from, const View& to) {
+  c.ops->fetch(c, from.data, to.rows * row_bytes(to.type, to.cols), to.data);
+}
 
 // Kernel paths, best first: "avx512bf16", "avx512", "avx2", "portable". path == nullptr: the best of this
 // machine; throws Error(usage) for one that it lacks. activation: bf16 or f32.

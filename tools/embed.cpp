@@ -50,7 +50,9 @@ int embed(const EmbedOptions& o, const std::vector<std::string>& arguments) {
 
 int export_prompt(const std::string& run, const std::string& out) {
   const Settings s = read_config(run);
-  const Engine engine(s);
+  Settings on_cpu = s;
+  on_cpu.device = "cpu";
+  const Engine engine(on_cpu);
   read_tensors(run + "/prompt.safetensors")
       .expect("model", engine.model->sha256, "keep the run's model in its place");
   OutFolder folder(out);
@@ -66,7 +68,7 @@ std::vector<Command> embed_commands() {
   const auto o = std::make_shared<EmbedOptions>();
   std::vector<Option> options = job_options(
       o->settings,
-      "model quant length pooling query-text label-text keep-empty precision kernels threads rows");
+      "model quant length pooling query-text label-text keep-empty device precision kernels threads rows");
   options.insert(options.begin(),
                  {{"run", 'r', &o->run, "DIR", "with the model, prompt and settings of a run"},
                   {"prompt", 0, &o->prompt, "PATH",

@@ -65,7 +65,7 @@ struct Run {
   explicit Run(const RunOptions& o) : options(o) { require_identity(prompt, engine, task, "model data"); }
   static Settings settings_of(const std::string& folder, int64_t threads) {
     Settings s = read_config(folder);
-    s.threads = threads;
+    s.threads = threads, s.device = "auto";  // this machine's
     return s;
   }
   void add(std::string_view title, std::string_view content) {

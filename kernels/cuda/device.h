@@ -4,13 +4,12 @@
 #pragma once
 #ifdef QUEST_EMULATE
 #include "tests/cuda/emulator.h"
+#include "tests/cuda/runtime.h"
 #else
 #include <cuda_runtime.h>
 
 #include <cstdint>
 #include <tuple>
-
-#include "kernels/base/error.h"
 
 namespace quest {
 
@@ -93,9 +92,7 @@ __device__ void copy_async_wait() {
 
 // ---- the launch
 
-inline void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) fail(Exit::machine, "%s: %s", what, cudaGetErrorString(error));
-}
+void check(cudaError_t, const char* what);  // runtime.cu
 
 template <class... P, class... A>
 void launch(void (*kernel)(P...), Grid grid, int threads, size_t shared_bytes, Stream stream, A... arguments) {
