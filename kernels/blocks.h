@@ -1,5 +1,5 @@
-// Packed weights as they are stored: what the bytes are, for every backend. (Only C headers: tile_*.cpp are compiled
-// for other instruction sets, *.cu by nvcc.)
+// Packed weights as they are stored: what the bytes are, for every backend. (Only C headers: tile_*.cpp are
+// compiled for other instruction sets, *.cu by nvcc.)
 #pragma once
 #include <stdint.h>
 
@@ -60,9 +60,10 @@ struct Nf4 {
 
 constexpr int64_t nf4_block = 64, nf4_nested_block = 256;  // elements; blocks
 
-// A matrix in GPTQ's codes of 2, 3 or 4 bits, as a loader normalises the files' variants: rows are outputs (files have
-// columns), zeros are zeros (some files store one less), and columns stand in the order of their groups. Element
-// [row, place] belongs to input order[place] and is scales[row][place / group] * (code - zeros[row][place / group]).
+// A matrix in GPTQ's codes of 2, 3 or 4 bits, as a loader normalises the files' variants: rows are outputs
+// (files have columns), zeros are zeros (some files store one less), and columns stand in the order of their
+// groups. Element [row, place] belongs to input order[place] and is scales[row][place / group] * (code -
+// zeros[row][place / group]).
 struct Gptq {
   const uint32_t* codes;   // [rows][cols / 32][bits]: 32 codes are a stream of bits, from a word's lowest on
   const uint16_t* scales;  // f16 [rows][groups]

@@ -1,6 +1,7 @@
-// What kernels may use beside the language itself: the instructions that only PTX names, loads and stores of a given
-// width, conversions with the CPU's bits, dynamic shared memory, the launch. nvcc compiles this; the tests compile the
-// same kernels with g++ and tests/cuda/emulator.h in place of it, which defines all of this by what it does.
+// What kernels may use beside the language itself: the instructions that only PTX names, loads and stores of
+// a given width, conversions with the CPU's bits, dynamic shared memory, the launch. nvcc compiles this; the
+// tests compile the same kernels with g++ and tests/cuda/emulator.h in place of it, which defines all of this
+// by what it does.
 #pragma once
 #ifdef QUEST_EMULATE
 #include "tests/cuda/emulator.h"
@@ -33,7 +34,9 @@ __device__ void put(void* to, T value) {
 
 // ---- bf16 as bits, to the nearest, ties to even
 
-__device__ inline float from_bf16(uint16_t bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }
+__device__ inline float from_bf16(uint16_t bits) {
+  return __uint_as_float(static_cast<uint32_t>(bits) << 16);
+}
 __device__ inline uint32_t pack_bf16(float low, float high) {
   uint32_t both;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
@@ -72,11 +75,13 @@ __device__ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uin
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// ---- asynchronous copies: 16 bytes, both addresses multiples of 16. A thread's copies since its last commit are a
-// group; the wait returns when all its groups but the last `groups` have landed. A barrier shows them to the others.
+// ---- asynchronous copies: 16 bytes, both addresses multiples of 16. A thread's copies since its last commit
+// are a group; the wait returns when all its groups but the last `groups` have landed. A barrier shows them
+// to the others.
 
 __device__ inline void copy_async16(void* shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global)
+               : "memory");
 }
 __device__ inline void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int groups>
@@ -84,25 +89,29 @@ __device__ void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
 }
 
-#define DYNAMIC_SHARED(type, name)                          \
+#define DYNAMIC_SHARED(type, name)                            \
   extern __shared__ __align__(16) unsigned char all_shared[]; \
   type* name = reinterpret_cast<type*>(all_shared)
 
-#define UNROLL _Pragma("unroll")
+#define UNROLL _Pragma("unroll")    // every round of the loop that follows, one after another
+#define ROLLED _Pragma("unroll 1")  // none
 
 // ---- the launch
 
 void check(cudaError_t, const char* what);  // runtime.cu
 
 template <class... P, class... A>
-void launch(void (*kernel)(P...), Grid grid, int threads, size_t shared_bytes, Stream stream, A... arguments) {
+void launch(void (*kernel)(P...), Grid grid, int threads, size_t shared_bytes, Stream stream,
+            A... arguments) {
   const auto* entry = reinterpret_cast<const void*>(kernel);
   if (shared_bytes > 48 * 1024)
-    check(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+    check(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared_bytes)),
           "shared memory of a kernel");
   std::tuple<P...> values(static_cast<P>(arguments)...);
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z));
+  config.gridDim =
+      dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z));
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;

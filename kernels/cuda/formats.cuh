@@ -1,12 +1,12 @@
-// One decoder a format: 32 consecutive elements of a weight's row become 16 pairs of bf16. Every rung of matmul.cu
-// decodes through these.
+// One decoder a format: 32 consecutive elements of a weight's row become 16 pairs of bf16. Every rung of
+// matmul.cu decodes through these.
 //
-// A decoder is made by each thread of a block from the weight's View. `table`: table_size floats of shared memory that
-// the block's threads fill together; a barrier must follow before the first pair().
-//   Run load(row, col)     reads what elements col .. col + 31 need (col: a multiple of 32) and does nothing with it,
-//                          so that a thread waits for memory where it decodes and not where it loads
-//   uint32_t pair(run, i)  elements 2i (low half) and 2i + 1, computed in fp32 as the CPU does and rounded once to bf16;
-//                          of Run{} zeros
+// Each thread of a block makes a decoder from the weight's View and `table`: table_size floats of shared
+// memory, which the block's threads fill together; a barrier must follow. Then
+//   Run load(row, col)     reads what elements col .. col + 31 need (col: a multiple of 32) and does nothing
+//                          with it, so that a thread waits for memory where it decodes, not where it loads
+//   uint32_t pair(run, i)  elements 2i (low half) and 2i + 1, computed in fp32 as the CPU does and rounded
+//                          once to bf16; of Run{} zeros
 //   order()                [cols] the input that stands at a place of a row, or nullptr: in order
 // Packed data begins at a multiple of 16 bytes and may be read up to the next one behind its end.
 #pragma once
@@ -14,7 +14,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/ops.h"
 
-namespace quest::formats {
+namespace quest::decoders {
 
 namespace {
 
@@ -23,8 +23,8 @@ __device__ inline float centred(uint32_t q, float zero) {
   return __uint_as_float(0x4b000000u | q) - (8388608.0f + zero);
 }
 
-// n words from an even address. Loads are of whole words; if the address is no multiple of 4, n + 1 of them are
-// joined when a word is asked for.
+// n words from an even address. Loads are of whole words; if the address is no multiple of 4, n + 1 of them
+// are joined when a word is asked for.
 template <int n>
 struct Words {
   uint32_t word[n + 1];
@@ -87,7 +87,8 @@ struct Q4_1 : Blocks<BlockQ4_1, 32> {
     const char* b = block(row, col);
     return {load_words<4>(b + 4), fetch<uint32_t>(b)};
   }
-  __device__ static uint32_t pair(const Run& r, int i) {  // d * q is exact: fused or not, the sum is rounded once
+  __device__ static uint32_t pair(const Run& r,
+                                  int i) {  // d * q is exact: fused or not, the sum is rounded once
     const float d = from_f16(static_cast<uint16_t>(r.d_m)), m = from_f16(static_cast<uint16_t>(r.d_m >> 16));
     return pack_bf16(d * centred(nibble(r.nibbles, 2 * i), 0) + m,
                      d * centred(nibble(r.nibbles, 2 * i + 1), 0) + m);
@@ -124,7 +125,8 @@ struct Q4_K : Blocks<BlockQ4_K, 256> {
     return {fetch<Words4>(b), fetch<Words4>(nibbles), fetch<Words4>(nibbles + 16), static_cast<uint32_t>(j)};
   }
   __device__ static uint32_t pair(const Run& r, int i) {
-    const uint32_t at = r.j % 4 * 8, a = r.head.y >> at & 255, b = r.head.z >> at & 255, c = r.head.w >> at & 255;
+    const uint32_t at = r.j % 4 * 8, a = r.head.y >> at & 255, b = r.head.z >> at & 255,
+                   c = r.head.w >> at & 255;
     const uint32_t S = r.j < 4 ? a & 63 : (c & 15) | a >> 6 << 4, M = r.j < 4 ? b & 63 : c >> 4 | b >> 6 << 4;
     const float scale = from_f16(static_cast<uint16_t>(r.head.x)) * centred(S, 0);
     const float least = from_f16(static_cast<uint16_t>(r.head.x >> 16)) * centred(M, 0);
@@ -159,8 +161,8 @@ struct Q6_K : Blocks<BlockQ6_K, 256> {
   }
 };
 
-// NF4: 16 values of codes and 256 of scales' codes stand in the table. What has plain scales (absmax) is read as a
-// nested scale with offset 0 and the code of 1.
+// NF4: 16 values of codes and 256 of scales' codes stand in the table. What has plain scales (absmax) is read
+// as a nested scale with offset 0 and the code of 1.
 struct Nf4Table {
   static constexpr int table_size = 16 + 256;
   Nf4 n;
@@ -283,4 +285,4 @@ struct GptqRuns {
 
 }  // namespace
 
-}  // namespace quest::formats
+}  // namespace quest::decoders

@@ -10,7 +10,7 @@ namespace matmul_kernels {
 
 namespace {
 
-using namespace formats;
+using namespace decoders;
 
 constexpr int threads = 256;  // of a block, on every rung
 
@@ -46,7 +46,8 @@ struct Columns {
   }
 };
 
-// The order of act-order is that of the weight's columns: of x forward (a gather), of dx backward (a scatter).
+// The order of act-order is that of the weight's columns: of x forward (a gather), of dx backward (a
+// scatter).
 template <bool forward, class Format>
 __device__ Columns input_of(const Product& p, const Format& w) {
   return {p.x, forward ? w.order() : nullptr};
@@ -124,29 +125,28 @@ __global__ void __launch_bounds__(threads) tile_product(Product p) {
       }
     }
     __syncthreads();
-    for (int k = 0; k < depth; ++k)
-      UNROLL
-      for (int i = 0; i < 4; ++i)
-        UNROLL
-        for (int j = 0; j < 4; ++j) sums[i][j] += x_tile[k][t / 16 + 16 * i] * w_tile[k][t % 16 + 16 * j];
+    for (int k = 0; k < depth; ++k) UNROLL
+    for (int i = 0; i < 4; ++i) UNROLL
+    for (int j = 0; j < 4; ++j) sums[i][j] += x_tile[k][t / 16 + 16 * i] * w_tile[k][t % 16 + 16 * j];
     __syncthreads();
   }
   UNROLL
-  for (int i = 0; i < 4; ++i)
-    UNROLL
-    for (int j = 0; j < 4; ++j)
-      y.store(first_row + t / 16 + 16 * i, first_col + t % 16 + 16 * j, sums[i][j], p.add);
+  for (int i = 0; i < 4; ++i) UNROLL
+  for (int j = 0; j < 4; ++j)
+    y.store(first_row + t / 16 + 16 * i, first_col + t % 16 + 16 * j, sums[i][j], p.add);
 }
 
-// ---- rung 3: tensor cores. While a step of 64 inner indices is multiplied from one pair of tiles, the next pair is
-// filled: x by asynchronous copies (f32: through registers, to be rounded), w by decoding what was loaded a step before.
+// ---- rung 3: tensor cores. While a step of 64 inner indices is multiplied from one pair of tiles, the next
+// pair is filled: x by asynchronous copies (f32: through registers, to be rounded), w by decoding what was
+// loaded a step before.
 
 constexpr int rows = 128, columns = 128, inner_step = 64;  // of a block's tile
 constexpr int x_tile_size = rows * inner_step, w_tile_size = columns * inner_step;
 constexpr int tensor_shared = 2 * (x_tile_size + w_tile_size) * static_cast<int>(sizeof(uint16_t));
 
-// Where chunk c (8 elements, 16 bytes) of a row stands in a tile with `chunks` a row. Of eight rows the same chunk, and
-// of a row eight chunks in turn, stand in different banks; so do the chunks 0, 4, 8, 12 of two rows.
+// Where chunk c (8 elements, 16 bytes) of a row stands in a tile with `chunks` a row. Of eight rows the same
+// chunk, and of a row eight chunks in turn, stand in different banks; so do the chunks 0, 4, 8, 12 of two
+// rows.
 template <int chunks>
 __device__ constexpr int place(int row, int c) {
   return (row * chunks + (c ^ (row & 7) ^ (c >> 3 << 1))) * 8;
@@ -163,39 +163,43 @@ struct InputTile {
     const bool aligned = !x.order && (reinterpret_cast<uintptr_t>(x.v.data) | (x.v.stride * bytes)) % 16 == 0;
     direct = aligned && bytes == 2, wide = aligned && bytes == 4;
   }
-  __device__ static int row_of(int quarter) { return static_cast<int>(threadIdx.x) / 8 + quarter * (threads / 8); }
+  __device__ static int row_of(int quarter) {
+    return static_cast<int>(threadIdx.x) / 8 + quarter * (threads / 8);
+  }
   __device__ static int chunk() { return static_cast<int>(threadIdx.x) % 8; }
 
-  // Whether the quarter's chunk goes without registers; if so it is under way.
-  __device__ bool copy(int quarter, int k, uint16_t* tile) const {
-    const int row = first_row + row_of(quarter), col = k + 8 * chunk();
-    if (!direct || row >= x.v.rows || col + 8 > x.v.cols) return false;
-    copy_async16(tile + place<8>(row_of(quarter), chunk()),
-                 static_cast<const uint16_t*>(x.v.data) + row * x.v.stride + col);
-    return true;
+  // Of the quarter's chunk: whether it is all there and can be read at once.
+  __device__ bool whole(int quarter, int k) const {
+    return (direct || wide) && first_row + row_of(quarter) < x.v.rows && k + 8 * chunk() + 8 <= x.v.cols;
   }
-  __device__ void load(int quarter, int k, float (&values)[8]) const {
+  // The chunk is under way; f32 that can be read at once in `values`, to be stored when it has come.
+  __device__ void load(int quarter, int k, float (&values)[8], uint16_t* tile) const {
     const int row = first_row + row_of(quarter), col = k + 8 * chunk();
-    if (wide && row < x.v.rows && col + 8 <= x.v.cols) {
-      const float* from = static_cast<const float*>(x.v.data) + row * x.v.stride + col;
+    const int64_t at = row * x.v.stride + col;
+    uint16_t* to = tile + place<8>(row_of(quarter), chunk());
+    if (!whole(quarter, k)) {
+      ROLLED
+      for (int i = 0; i < 8; ++i) to[i] = to_bf16(x(row, col + i));
+    } else if (direct) {
+      copy_async16(to, static_cast<const uint16_t*>(x.v.data) + at);
+    } else {
       UNROLL
       for (int i = 0; i < 8; i += 4) {
-        const Words4 four = fetch<Words4>(from + i);
+        const Words4 four = fetch<Words4>(static_cast<const float*>(x.v.data) + at + i);
         values[i] = __uint_as_float(four.x), values[i + 1] = __uint_as_float(four.y);
         values[i + 2] = __uint_as_float(four.z), values[i + 3] = __uint_as_float(four.w);
       }
-    } else {
-      UNROLL
-      for (int i = 0; i < 8; ++i) values[i] = x(row, col + i);
     }
   }
-  __device__ static void store(int quarter, const float (&v)[8], uint16_t* tile) {
+  __device__ void store(int quarter, int k, const float (&v)[8], uint16_t* tile) const {
+    if (direct || !whole(quarter, k)) return;
     put(tile + place<8>(row_of(quarter), chunk()),
         Words4{pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])});
   }
 };
 
-// The tile of w: [column][inner] forward, [inner][column] backward, in runs of 32 that follow the weight's rows.
+// The tile of w: [column][inner] forward, [inner][column] backward, in runs of 32 that follow the weight's
+// rows.
 template <class Format, bool forward>
 struct WeightTile {
   const Format& format;
@@ -211,8 +215,8 @@ struct WeightTile {
   }
   __device__ void store(int quarter, const typename Format::Run& r, uint16_t* tile) const {
     const int i = 4 * quarter;
-    put(tile + place<chunks>(row(), 4 * run() + quarter), Words4{format.pair(r, i), format.pair(r, i + 1),
-                                                                  format.pair(r, i + 2), format.pair(r, i + 3)});
+    put(tile + place<chunks>(row(), 4 * run() + quarter),
+        Words4{format.pair(r, i), format.pair(r, i + 1), format.pair(r, i + 2), format.pair(r, i + 3)});
   }
 };
 
@@ -240,9 +244,8 @@ __device__ void multiply(int quarter, const uint16_t* x_tile, const uint16_t* w_
     b[j][0] = both[0], b[j][1] = both[1], b[j + 1][0] = both[2], b[j + 1][1] = both[3];
   }
   UNROLL
-  for (int i = 0; i < 4; ++i)
-    UNROLL
-    for (int j = 0; j < 4; ++j) mma_bf16(sums[i][j], a[i], b[j]);
+  for (int i = 0; i < 4; ++i) UNROLL
+  for (int j = 0; j < 4; ++j) mma_bf16(sums[i][j], a[i], b[j]);
 }
 
 template <class Format, bool forward>
@@ -250,7 +253,9 @@ __global__ void __launch_bounds__(threads) tensor_product(Product p) {
   DYNAMIC_SHARED(uint16_t, shared);
   __shared__ float table[Format::table_size];
   const Format format(p.w, table);
-  const int first_row = static_cast<int>(blockIdx.x) * rows, first_col = static_cast<int>(blockIdx.y) * columns;
+  __syncthreads();
+  const int first_row = static_cast<int>(blockIdx.x) * rows,
+            first_col = static_cast<int>(blockIdx.y) * columns;
   const InputTile x(input_of<forward>(p, format), first_row);
   const WeightTile<Format, forward> w{format, p.w, first_col};
   uint16_t *x_tiles = shared, *w_tiles = shared + 2 * x_tile_size;
@@ -258,10 +263,11 @@ __global__ void __launch_bounds__(threads) tensor_product(Product p) {
   typename Format::Run run = w.load(0);
   float values[4][8];
   UNROLL
-  for (int quarter = 0; quarter < 4; ++quarter)
-    if (!x.copy(quarter, 0, x_tiles)) x.load(quarter, 0, values[quarter]), x.store(quarter, values[quarter], x_tiles);
+  for (int quarter = 0; quarter < 4; ++quarter) {
+    x.load(quarter, 0, values[quarter], x_tiles);
+    x.store(quarter, 0, values[quarter], x_tiles);
+  }
   copy_async_commit();
-  __syncthreads();  // the table
   UNROLL
   for (int quarter = 0; quarter < 4; ++quarter) w.store(quarter, run, w_tiles);
   run = w.load(inner_step);
@@ -274,12 +280,8 @@ __global__ void __launch_bounds__(threads) tensor_product(Product p) {
     const int next = k + inner_step;
     uint16_t *next_x = x_tiles + (stage ^ 1) * x_tile_size, *next_w = w_tiles + (stage ^ 1) * w_tile_size;
     const typename Format::Run later = w.load(next + inner_step);
-    bool copied[4];
     UNROLL
-    for (int quarter = 0; quarter < 4; ++quarter) {
-      copied[quarter] = x.copy(quarter, next, next_x);
-      if (!copied[quarter]) x.load(quarter, next, values[quarter]);
-    }
+    for (int quarter = 0; quarter < 4; ++quarter) x.load(quarter, next, values[quarter], next_x);
     copy_async_commit();
     UNROLL
     for (int quarter = 0; quarter < 4; ++quarter) {
@@ -287,8 +289,7 @@ __global__ void __launch_bounds__(threads) tensor_product(Product p) {
       w.store(quarter, run, next_w);
     }
     UNROLL
-    for (int quarter = 0; quarter < 4; ++quarter)
-      if (!copied[quarter]) x.store(quarter, values[quarter], next_x);
+    for (int quarter = 0; quarter < 4; ++quarter) x.store(quarter, next, values[quarter], next_x);
     run = later;
     copy_async_wait<0>();
     __syncthreads();
@@ -297,13 +298,11 @@ __global__ void __launch_bounds__(threads) tensor_product(Product p) {
   const Columns y = output_of<forward>(p, format);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   UNROLL
-  for (int i = 0; i < 4; ++i)
-    UNROLL
-    for (int j = 0; j < 4; ++j)
-      UNROLL
-      for (int e = 0; e < 4; ++e)
-        y.store(first_row + warp_row() + 16 * i + lane / 4 + e / 2 * 8,
-                first_col + warp_column() + 8 * j + lane % 4 * 2 + e % 2, sums[i][j][e], p.add);
+  for (int i = 0; i < 4; ++i) UNROLL
+  for (int j = 0; j < 4; ++j) UNROLL
+  for (int e = 0; e < 4; ++e)
+    y.store(first_row + warp_row() + 16 * i + lane / 4 + e / 2 * 8,
+            first_col + warp_column() + 8 * j + lane % 4 * 2 + e % 2, sums[i][j][e], p.add);
 }
 
 // ---- the choice of a kernel
@@ -315,7 +314,8 @@ void run(Rung rung, const Product& p, Stream stream) {
     case Rung::plain:
       return launch(plain_product<Format, forward>, Grid{tiles_of(m * n, threads)}, threads, 0, stream, p);
     case Rung::tile:
-      return launch(tile_product<Format, forward>, Grid{tiles_of(m, side), tiles_of(n, side)}, threads, 0, stream, p);
+      return launch(tile_product<Format, forward>, Grid{tiles_of(m, side), tiles_of(n, side)}, threads, 0,
+                    stream, p);
     case Rung::tensor:
       return launch(tensor_product<Format, forward>, Grid{tiles_of(m, rows), tiles_of(n, columns)}, threads,
                     tensor_shared, stream, p);
@@ -341,8 +341,10 @@ void multiply(Rung rung, const Product& p, Stream stream) {
     case Type::gptq3: return run<GptqRuns<3>, forward>(rung, p, stream);
     case Type::gptq4: return run<GptqRuns<4>, forward>(rung, p, stream);
     default:
-      fail(Exit::input, "weights: the GPU multiplies by F32, F16, BF16, Q4_0, Q4_1, Q8_0, Q4_K, Q6_K, NF4 and GPTQ, "
-           "not by %s", format_of(p.w.type).name);
+      fail(Exit::input,
+           "weights: the GPU multiplies by F32, F16, BF16, Q4_0, Q4_1, Q8_0, Q4_K, Q6_K, NF4 and GPTQ, "
+           "not by %s",
+           format_of(p.w.type).name);
   }
 }
 

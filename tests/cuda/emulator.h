@@ -478,6 +478,7 @@ void launch(void (*kernel)(P...), Grid grid, int threads, size_t shared_bytes, S
 #define __launch_bounds__(...)
 #define __shared__ static __attribute__((section("quest_shared")))
 #define UNROLL
+#define ROLLED
 #define DYNAMIC_SHARED(type, name) \
   type* name = reinterpret_cast<type*>(::quest::emulator::machine().dynamic())
 #define threadIdx (::quest::emulator::machine().thread)
