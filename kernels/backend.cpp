@@ -2,12 +2,14 @@
 // stand here; with it, kernels/cuda/ has them.
 #include "kernels/backend.h"
 
+#include <cstring>
+
 #ifndef QUEST_CUDA
 
 namespace quest {
 
-std::shared_ptr<Device> open_device(const std::string& wanted) {
-  if (wanted == "gpu")
+std::shared_ptr<Device> open_device(const char* wanted) {
+  if (!strcmp(wanted, "gpu"))
     fail(Exit::machine,
          "--device gpu: expected a program that was built with CUDA, found one without; install nvcc and run "
          "make, or give --device cpu");
@@ -17,7 +19,7 @@ std::shared_ptr<Device> open_device(const std::string& wanted) {
 std::optional<Ops> gpu_ops(Type) { return {}; }
 size_t free_memory(const Device&) { return 0; }
 std::unique_ptr<Arena> arena_on(Device&, size_t) { return nullptr; }
-std::string describe(const Device&) { return ""; }
+const char* describe(const Device&) { return ""; }
 
 }  // namespace quest
 

@@ -233,7 +233,8 @@ const T* bring(const Context& c, const T* data, int64_t count, const char* name)
 }
 // A matrix without holes between its rows, or an absent one. An op may write to it, for fetch().
 inline View bring(const Context& c, View v, const char* name) {
-  if (c.ops->apart) v.data = const_cast<void*>(c.ops->bring(c, v.data, v.rows * row_bytes(v.type, v.cols), name));
+  const size_t bytes = v.rows * row_bytes(v.type, v.cols);
+  if (c.ops->apart) v.data = const_cast<void*>(c.ops->bring(c, v.data, bytes, name));
   return v;
 }
 inline void fetch(const Context& c, const View& from, const View& to) {

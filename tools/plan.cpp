@@ -29,7 +29,8 @@ struct Planner {
   int threads = static_cast<int>(o.s.threads);
   size_t cache = o.s.placement == "suffix" ? o.s.text_cache : 0;
   StepShape shape = step_shape(o.s, o.s.rows, o.s.length, cache > 0);
-  std::vector<PlanEntry> apart = ops.apart ? brought_weights(ops, *model) : weights_of(*model);  // from passes
+  // Apart from what passes take.
+  std::vector<PlanEntry> apart = ops.apart ? brought_weights(ops, *model) : weights_of(*model);
   size_t apart_bytes = 0, budget = o.gpu ? o.gpu : o.memory ? o.memory : available_memory() / 10 * 8;
   Policy policy;
   Plan plan;
@@ -100,10 +101,10 @@ void print_table(const Planner& p) {
                                           : ", texts run in every step",
          describe(p.policy, 2 * s.pairs, m.layers).c_str());
   std::map<std::string, size_t> groups = p.plan.at_peak;
-  if (p.ops.apart) printf("%-20s %16zu %12s\n", "pinned, on the host", staging_bytes, human_bytes(staging_bytes).c_str());
+  if (p.ops.apart) groups["host, pinned (not of the GPU)"] = staging_bytes;
   groups["weights, text cache"] = p.apart_bytes, groups["~ at the peak"] = peak;  // ~: last
   for (const auto& [group, bytes] : groups)
-    printf("%-20s %16zu %12s\n", group.c_str() + 2 * (group[0] == '~'), bytes, human_bytes(bytes).c_str());
+    printf("%-29s %16zu %12s\n", group.c_str() + 2 * (group[0] == '~'), bytes, human_bytes(bytes).c_str());
   printf("\n%s of %s: %s\n", human_bytes(peak).c_str(), human_bytes(p.budget).c_str(),
          peak <= p.budget
              ? ("fits, " + human_bytes(p.budget - peak) + " to spare").c_str()

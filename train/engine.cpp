@@ -35,7 +35,7 @@ Engine::Engine(const Settings& s, size_t bytes)
     : model(load_model(s.model.empty() ? default_model_path() : s.model, s.quant == "nf4")),
       tokenizer(new Tokenizer(read_vocabulary(model->path))),
       threads(s.threads),
-      device(open_device(device_of(s))),
+      device(open_device(device_of(s).c_str())),
       memory(bytes    ? bytes
              : device ? free_memory(*device) / 100 * 95
                       : available_memory() / 10 * 8),
@@ -56,7 +56,7 @@ Engine::Engine(const Settings& s, size_t bytes)
   bookkeeping = std::make_unique<Arena>(available_memory() / 2);  // addresses: what is written is memory
   context.arena = arena.get(), context.host = bookkeeping.get(), context.device = device.get();
   bring_weights(context, *model);
-  fprintf(stderr, "device: %s; %s given, of which weights take %s\n", describe(*device).c_str(),
+  fprintf(stderr, "device: %s; %s given, of which weights take %s\n", describe(*device),
           human_bytes(memory).c_str(), human_bytes(arena->used()).c_str());
 }
 

@@ -37,7 +37,8 @@ __device__ Row row_of(const View& v, int64_t row, int64_t column) {
 // What row j of a group's [context][own rows] holds: keys from `column` on, values half a row later.
 __device__ Row seen_row(const Attention& a, const Group& g, int64_t j, int64_t column) {
   const int64_t context = g.context.rows;
-  if (j < context) return {g.context.data + a.layer * g.context.layer_bytes, a.kv.type, j * a.kv.cols + column};
+  const std::byte* first = g.context.data + a.layer * g.context.layer_bytes;
+  if (j < context) return {first, a.kv.type, j * a.kv.cols + column};
   return row_of(a.kv, g.row + j - context, column);
 }
 // How many of them query i of the group sees.
@@ -92,7 +93,7 @@ __device__ Place place_of(int64_t number, int64_t groups, F&& start) {
 __device__ Place queries_of(const Attention& a) {
   return place_of(blockIdx.x, a.count, [&](int64_t g) { return a.groups[g].query; });
 }
-int64_t tiles_of(int64_t rows, int64_t groups) { return rows / tile + groups; }
+int64_t tiles_for(int64_t rows, int64_t groups) { return rows / tile + groups; }
 
 // Shared memory: chunks of keys and values (or of queries and gradients), the warps' own rows, a chunk's
 // weights for each warp.
@@ -304,7 +305,7 @@ void attention(const Context& c, Heads heads, int64_t layer, const Group* groups
                View out) {
   const int64_t D = heads.size;
   launch(sized(D, attention_kernel<2>, attention_kernel<4>, attention_kernel<8>),
-         Grid{tiles_of(q.rows, n), heads.heads}, tile * warp, Shared::bytes(D), c.device,
+         Grid{tiles_for(q.rows, n), heads.heads}, tile * warp, Shared::bytes(D), c.device,
          make(heads, layer, groups, n, q, kv), out);
 }
 
@@ -319,10 +320,10 @@ void attention_backward(const Context& c, Heads heads, int64_t layer, const Grou
   const size_t shared = Shared::bytes(D);
   launch(sized(D, attention_backward_queries_kernel<2>, attention_backward_queries_kernel<4>,
                attention_backward_queries_kernel<8>),
-         Grid{tiles_of(q.rows, n), heads.heads}, tile * warp, shared, c.device, a, dout, dq, sums);
+         Grid{tiles_for(q.rows, n), heads.heads}, tile * warp, shared, c.device, a, dout, dq, sums);
   launch(sized(D, attention_backward_keys_kernel<2>, attention_backward_keys_kernel<4>,
                attention_backward_keys_kernel<8>),
-         Grid{tiles_of(kv.rows + n * context, n), heads.kv_heads}, tile * warp, shared, c.device, a, dout,
+         Grid{tiles_for(kv.rows + n * context, n), heads.kv_heads}, tile * warp, shared, c.device, a, dout,
          sums, dkv, context, contributions);
   if (context) each_element(c, context, kv.cols, AddContributions{contributions, dcontext, n});
 }

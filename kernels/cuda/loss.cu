@@ -38,7 +38,7 @@ Operand straight(const View& v) { return {static_cast<const float*>(v.data), v.s
 Operand transposed(const View& v) { return {static_cast<const float*>(v.data), 1, v.stride}; }
 
 void product(const Context& context, Operand a, Operand b, int64_t inner, double by, View c) {
-  launch(product_kernel, Grid{blocks_of(c.rows, side), blocks_of(c.cols, side)}, side * side, 0,
+  launch(product_kernel, Grid{tiles_of(c.rows, side), tiles_of(c.cols, side)}, side * side, 0,
          context.device, a, b, inner, static_cast<float>(by), c);
 }
 
@@ -95,7 +95,8 @@ __global__ void __launch_bounds__(block_warps* warp) contrastive_kernel(Loss l, 
 }
 
 // A warp has a row of ds, or for `labels` a column, and adds what its pairs ask for, pairs ascending.
-__global__ void __launch_bounds__(block_warps* warp) contrastive_backward_kernel(Loss l, bool labels, View ds) {
+__global__ void __launch_bounds__(block_warps* warp)
+    contrastive_backward_kernel(Loss l, bool labels, View ds) {
   const int64_t line = warp_index();
   if (line >= (labels ? ds.cols : ds.rows)) return;
   const int64_t length = labels ? ds.rows : ds.cols, step = labels ? ds.stride : 1;
@@ -138,7 +139,7 @@ void contrastive_backward(const Context& c, View s, const Pair* pairs, int64_t n
   const Loss loss = make(s, pairs, n, hidden, hidden_queries);
   for (const bool labels : {false, true})
     if (!labels || hidden_queries)
-      launch(contrastive_backward_kernel, Grid{blocks_of(labels ? ds.cols : ds.rows, block_warps)},
+      launch(contrastive_backward_kernel, Grid{tiles_of(labels ? ds.cols : ds.rows, block_warps)},
              block_warps * warp, 0, c.device, loss, labels, ds);
 }
 

@@ -188,7 +188,7 @@ struct Step {
 
 template <class... P, class... A>
 void each_row(const Context& c, int64_t rows, void (*kernel)(P...), A... arguments) {
-  launch(kernel, Grid{blocks_of(rows, block_warps)}, block_warps * warp, 0, c.device, arguments...);
+  launch(kernel, Grid{tiles_of(rows, block_warps)}, block_warps * warp, 0, c.device, arguments...);
 }
 
 void turn(const Context& c, View x, const int32_t* positions, const Turns& t, View y, float direction) {
@@ -202,7 +202,7 @@ void gather(const Context& c, View x, const int32_t* rows, View y) {
 }
 void gather_backward(const Context& c, View dy, const int32_t* rows, View dx) {
   if (dy.rows == 0) return;
-  launch(gather_backward_kernel, Grid{blocks_of(dy.cols, gather_threads), gather_classes}, gather_threads,
+  launch(gather_backward_kernel, Grid{tiles_of(dy.cols, gather_threads), gather_classes}, gather_threads,
          0, c.device, dy, rows, dx);
 }
 void add(const Context& c, View x, View y) { each_element(c, y.rows, y.cols, Add{x, y}); }

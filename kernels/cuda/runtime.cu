@@ -13,7 +13,8 @@ static_assert(2 * Device::half == staging_bytes);
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   if (error == cudaErrorMemoryAllocation)
-    fail(Exit::machine, "GPU: no memory for %s; close other programs that use it, or give less --memory", what);
+    fail(Exit::machine, "GPU: no memory for %s; close other programs that use it, or give less --memory",
+         what);
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion)
     fail(Exit::machine,
          "GPU: this program has no code for it (%s); build with CUDA_ARCHS=all, update the driver, or give "
@@ -34,8 +35,8 @@ std::shared_ptr<Device> Device::open(bool required) {
   const cudaError_t error = cudaGetDeviceCount(&count);
   cudaDriverGetVersion(&driver);  // 0: none
   if (error == cudaErrorInsufficientDriver && driver > 0)
-    return unusable(format("expected a driver for CUDA %d.%d or later, found one for %d.%d; update it",
-                           CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10, driver / 1000, driver % 1000 / 10));
+    return unusable(format("expected a driver for CUDA %d or later, found one for %d.%d; update it",
+                           CUDART_VERSION / 1000, driver / 1000, driver % 1000 / 10));
   if (error != cudaSuccess || count == 0) {
     if (required) unusable("expected a GPU and its driver, found none; install the driver");
     return nullptr;
@@ -56,7 +57,8 @@ std::shared_ptr<Device> Device::open(bool required) {
   for (cudaEvent_t& event : d->copied_)
     check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "an event");
   check(cudaMemGetInfo(&free, &total), "its memory's size");
-  d->free_bytes = free, d->taken_bytes = total - free;
+  d->free_bytes = free;
+  d->name += ", " + human_bytes(total - free) + " of its memory taken by the context and others";
   return d;
 }
 
@@ -110,17 +112,14 @@ void Device::wait() { check(cudaStreamSynchronize(stream), "its work"); }
 
 // ---- kernels/backend.h
 
-std::shared_ptr<Device> open_device(const std::string& wanted) {
-  return wanted == "cpu" ? nullptr : Device::open(wanted == "gpu");
+std::shared_ptr<Device> open_device(const char* wanted) {
+  return strcmp(wanted, "cpu") ? Device::open(!strcmp(wanted, "gpu")) : nullptr;
 }
 std::optional<Ops> gpu_ops(Type activation) { return cuda_ops(activation); }
 size_t free_memory(const Device& device) { return device.free_bytes; }
 std::unique_ptr<Arena> arena_on(Device& device, size_t bytes) {
   return std::make_unique<Arena>(device.allocate(bytes), bytes);
 }
-std::string describe(const Device& d) {
-  return format("%s, %s of its memory taken by the context and others", d.name.c_str(),
-                human_bytes(d.taken_bytes).c_str());
-}
+const char* describe(const Device& device) { return device.name.c_str(); }
 
 }  // namespace quest

@@ -57,10 +57,9 @@ class Device {
   void receive(void* to, const void* from, size_t bytes);  // waits for all that was asked for before
   void wait();
 
-  std::string name;        // "GPU 0 (sm_86)"
-  size_t free_bytes = 0;   // before anything was allocated
-  size_t taken_bytes = 0;  // by the context and other programs
-  int64_t launches = 0;    // so far
+  std::string name;       // and what the context takes
+  size_t free_bytes = 0;  // before anything was allocated
+  int64_t launches = 0;   // so far
   Stream stream = nullptr;
 
   static constexpr size_t half = 8 << 20;  // bytes of staging

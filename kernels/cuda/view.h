@@ -10,7 +10,6 @@ constexpr int warp = 32;
 constexpr unsigned all_lanes = 0xffffffffu;
 constexpr int block_warps = 8;  // of kernels whose item of work is a warp
 
-inline int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 // Element `at` of an array of f32 or bf16.
 __device__ inline float element(const void* data, Type type, int64_t at) {
@@ -37,7 +36,9 @@ __device__ inline void store(const View& v, int64_t row, int64_t col, float x) {
 }
 
 // The warp's number in the grid, and the thread's in its warp.
-__device__ inline int64_t warp_index() { return int64_t{blockIdx.x} * (blockDim.x / warp) + threadIdx.x / warp; }
+__device__ inline int64_t warp_index() {
+  return int64_t{blockIdx.x} * (blockDim.x / warp) + threadIdx.x / warp;
+}
 __device__ inline int lane_index() { return threadIdx.x % warp; }
 
 // In every lane, the same bits: pairs 16 apart, then 8, 4, 2, 1.
@@ -68,7 +69,7 @@ __global__ void __launch_bounds__(element_threads) each_element_kernel(int64_t c
 }
 template <class F>
 void each_element(const Context& c, int64_t rows, int64_t cols, F f) {
-  launch(each_element_kernel<F>, Grid{rows, blocks_of(cols, element_columns)}, element_threads, 0, c.device,
+  launch(each_element_kernel<F>, Grid{rows, tiles_of(cols, element_columns)}, element_threads, 0, c.device,
          cols, f);
 }
 

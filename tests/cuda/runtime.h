@@ -39,7 +39,7 @@ struct Gpu {
   bool intact = true;   // no canary was overwritten
 
   cudaError_t call(const char* name) {
-    if (!present) return driver ? cudaErrorNoDevice : cudaErrorInsufficientDriver;
+    if (!present) return driver < CUDART_VERSION ? cudaErrorInsufficientDriver : cudaErrorNoDevice;
     return fails == name && fails_after-- <= 0 ? how : cudaSuccess;
   }
   bool within(const void* p, size_t bytes) const {  // anywhere, as long as nothing was allocated

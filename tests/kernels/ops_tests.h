@@ -634,6 +634,11 @@ TEST(SUITE, Norm) {
     b.two.ops.norm(b.two.context, g.view(), got.view());
     b.reference.ops.norm(b.reference.context, g_d.view(), want.view());
     expect_close(got, want, eps32 * want.at(0, 0) * (1 + 1e-6), "norm");  // rounded once
+    for (Bench* bench : {&b.one, &b.seven}) {
+      Matrix other = f32(1, 1);
+      bench->ops.norm(bench->context, g.view(), other.view());
+      EXPECT_TRUE(same_bits(got, other));
+    }
     g.set(rows - 1, width / 2, nan_value);
     b.two.ops.norm(b.two.context, g.view(), got.view());
     EXPECT_TRUE(std::isnan(got.at(0, 0)));
