@@ -126,13 +126,13 @@ TEST(CudaTrain, BitsDependOnNothingElse) {
     Case k(placement, Pooling::last, false);
     const auto want = k.run(gpu.model, gpu.context);
     EXPECT_EQ(k.run(gpu.model, gpu.context), want) << "the same again";
-    for (const Policy& policy : {Policy{2, 1, 1}, Policy{1, 0, 2}, Policy{3, 2, keep_all}})
+    for (const Policy& policy : {Policy{2, 1, 1}, Policy{3, 0, 2}})
       EXPECT_EQ(k.run(gpu.model, gpu.context, policy), want)
           << k.name() << ", micro " << policy.micro << ", held " << policy.held << ", spacing " << policy.spacing;
-    for (const auto schedule : {emulator::Schedule::reverse, emulator::Schedule::random}) {
-      emulator::machine().schedule = schedule;
-      EXPECT_EQ(k.run(gpu.model, gpu.context), want) << emulator::name_of(schedule);
-    }
+    const auto other =
+        placement == Placement::prefix ? emulator::Schedule::random : emulator::Schedule::reverse;
+    emulator::machine().schedule = other;
+    EXPECT_EQ(k.run(gpu.model, gpu.context), want) << emulator::name_of(other);
     emulator::machine().schedule = emulator::Schedule::forward;
   }
 }
@@ -160,10 +160,10 @@ TEST(CudaTrain, ThePlanIsWhatAStepTakes) {
   for (const auto placement : {Placement::prefix, Placement::suffix})
     for (const Policy& policy : {Policy{}, Policy{3, 1, 1}}) {
       StepShape s;
-      s.placement = placement, s.pairs = 4, s.length = 6, s.prompt_rows = 3, s.rows = 20;
+      s.placement = placement, s.pairs = 2, s.length = 5, s.prompt_rows = 3, s.rows = 20;
       s.symmetric = s.centred = placement == Placement::prefix, s.cached = false;
       const Plan plan = plan_step(tiny.model, ops, 2, s, policy);
-      std::vector<int32_t> tokens(8 * 6);
+      std::vector<int32_t> tokens(4 * 5);
       for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>((i * i * 7 + i / 3) % 20);
       const auto step = [&](size_t bytes) {
         OnGpu gpu(tiny.model, bytes);
@@ -172,18 +172,18 @@ TEST(CudaTrain, ThePlanIsWhatAStepTakes) {
         const Context& c = gpu.context;
         Matrix prompt = Matrix(3, 64, Type::f32, 0).random(r, 0.5), other = prompt, number(1, 1, Type::f32, 0);
         Scope scope(c);
-        const BatchArrays a(c.bookkeeping(), 4, s.symmetric);
+        const BatchArrays a(c.bookkeeping(), 2, s.symmetric);
         const View p = bring(c, prompt.view(), "prompt"), g = bring(c, other.view(), "gradient"),
                    l = bring(c, number.view(), "loss");
         bring(c, other.view(), "m"), bring(c, other.view(), "v");
         View mean = rows_of(other.view(), 0, s.centred);
         mean = s.centred ? bring(c, mean, "mean") : View{};
         bring(c, number.view(), "norm");
-        for (int32_t t = 0; t < 8; ++t) a.texts[t] = {tokens.data() + t * 6, 6, {}};
-        for (int32_t i = 0; i < 4; ++i) a.queries[i] = i, a.labels[i] = 4 + i, a.pairs[i] = {i, i};
-        std::fill_n(a.hidden, 16, uint8_t{0});
-        if (a.hidden_queries) std::fill_n(a.hidden_queries, 16, uint8_t{0});
-        StepBatch b = a.batch(8, 4, 4, 4);
+        for (int32_t t = 0; t < 4; ++t) a.texts[t] = {tokens.data() + t * 5, 5, {}};
+        for (int32_t i = 0; i < 2; ++i) a.queries[i] = i, a.labels[i] = 2 + i, a.pairs[i] = {i, i};
+        std::fill_n(a.hidden, 4, uint8_t{0});
+        if (a.hidden_queries) std::fill_n(a.hidden_queries, 4, uint8_t{0});
+        StepBatch b = a.batch(4, 2, 2, 2);
         b.mean = mean;
         loss_and_gradient({gpu.model, c, s.placement, s.pooling, p, s.rows}, b, policy, l, g);
         fetch(c, l, number.view());
@@ -263,13 +263,16 @@ TEST(CudaTrain, ALostDeviceDamagesNoCheckpoint) {
   job.settings.validate_every = 1;
   emulator::gpu() = {.present = true};
   job.train("whole", "gpu", 64 << 20);
-  const int64_t copies = emulator::gpu().copies;
-  emulator::gpu() = {.present = true, .fails = "cudaMemcpyAsync", .fails_after = static_cast<int>(copies / 2)};
+  // Waits for results: 2 of the probe, 2 of the text pass, 2 of a validation; 5 and 2 of the first step.
+  emulator::gpu() = {.present = true, .fails = "cudaStreamSynchronize", .fails_after = 2 + 2 + 2 + 7 + 3};
   const std::string said = sentence_of(Exit::machine, [&] { job.train("lost", "gpu", 64 << 20); });
   expect_contains(said, "--resume");
+  EXPECT_TRUE(exists(job.here / "lost/checkpoint.safetensors")) << "the first step's";
+  EXPECT_FALSE(exists(job.here / "lost/result.json"));
   emulator::gpu() = {.present = true};
   job.train("lost", "gpu", 64 << 20);
   EXPECT_EQ(job.prompt("lost"), job.prompt("whole"));
+  emulator::gpu() = {};
 }
 
 }  // namespace
