@@ -11,9 +11,10 @@
 // named lane does not reach, a shuffle from a lane that is not named, an address that is not aligned, a write past the
 // end of dynamic shared memory.
 //
-// One grid at a time in the whole process. Kernels with __shared__ variables stand in unnamed namespaces (the variables
-// are gathered in a section of their own, to be poisoned, where a linker-wide inline function's may not stand).
+// One grid at a time in the whole process. __shared__ variables are thread-local ones of the system's thread: the
+// program has no others, so that all of them can be found, to be poisoned, as the thread-local part of its image.
 #pragma once
+#include <link.h>
 #include <setjmp.h>
 #include <ucontext.h>
 
@@ -25,6 +26,7 @@
 #include <functional>
 #include <memory>
 #include <source_location>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -32,10 +34,6 @@
 
 #include "kernels/base/random.h"
 #include "kernels/tile_math.h"  // from_bf16, to_bf16, from_f16
-
-// Variables of all kernels, bounded by the linker.
-extern std::byte __start_quest_shared[] __attribute__((weak));
-extern std::byte __stop_quest_shared[] __attribute__((weak));
 
 namespace quest {
 
@@ -109,6 +107,7 @@ class Machine {
     if (size.x < 1 || size.y < 1 || size.z < 1 || size.y > 65535 || size.z > 65535) throw Failure("no such grid");
     body_ = &body;
     count_ = threads;
+    statics_ = thread_locals();
     grid = {static_cast<unsigned>(size.x), static_cast<unsigned>(size.y), static_cast<unsigned>(size.z)};
     block_size = {static_cast<unsigned>(threads), 1, 1};
     dynamic_.assign(shared_bytes / 16 + 1 + red_zone / 16, Line{});
@@ -164,7 +163,7 @@ class Machine {
   void* shared(const void* p, size_t bytes, const char* what) {  // which must lie there, aligned to its size
     const auto* from = static_cast<const std::byte*>(p);
     const bool inside = (from >= dynamic() && from + bytes <= dynamic() + shared_bytes_) ||
-                        (from >= __start_quest_shared && from + bytes <= __stop_quest_shared);
+                        (from >= statics_.data() && from + bytes <= statics_.data() + statics_.size());
     if (!inside) fail(std::string(what) + ": not an address in shared memory");
     aligned(p, bytes, what);
     return const_cast<void*>(p);
@@ -195,6 +194,18 @@ class Machine {
 
   Fibre& fibre() { return *fibres_[current_]; }
   int64_t draw(int64_t n) { return static_cast<int64_t>(random_uniform(seed, 3, draws_++) * static_cast<double>(n)); }
+
+  static std::span<std::byte> thread_locals() {  // of the program, without those of its libraries
+    std::span<std::byte> found;
+    const auto program = [](dl_phdr_info* info, size_t, void* to) {
+      for (int i = 0; i < info->dlpi_phnum; ++i)
+        if (const auto& part = info->dlpi_phdr[i]; part.p_type == PT_TLS && info->dlpi_tls_data)
+          *static_cast<std::span<std::byte>*>(to) = {static_cast<std::byte*>(info->dlpi_tls_data), part.p_memsz};
+      return 1;  // it comes first
+    };
+    dl_iterate_phdr(program, &found);
+    return found;
+  }
 
   void set_ready(int i, bool on) {
     const uint64_t bit = uint64_t{1} << i % 64;
@@ -258,8 +269,7 @@ class Machine {
     ++blocks;
     memset(dynamic(), 0xff, shared_bytes_);
     memset(dynamic() + shared_bytes_, 0xa5, red_zone);
-    if (__start_quest_shared)
-      memset(__start_quest_shared, 0xff, static_cast<size_t>(__stop_quest_shared - __start_quest_shared));
+    memset(statics_.data(), 0xff, statics_.size());
     arrived_ = ended_ = 0;
     failure_.clear();
     for (int i = 0; i < count_; ++i) {
@@ -303,6 +313,7 @@ class Machine {
   uint64_t draws_ = 0;
   Place barrier_;
   std::vector<Line> dynamic_;
+  std::span<std::byte> statics_;
   size_t shared_bytes_ = 0;
   const std::function<void()>* body_ = nullptr;
   std::string failure_;
@@ -476,7 +487,7 @@ void launch(void (*kernel)(P...), Grid grid, int threads, size_t shared_bytes, S
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __shared__ static __attribute__((section("quest_shared")))
+#define __shared__ static thread_local
 #define UNROLL
 #define ROLLED
 #define DYNAMIC_SHARED(type, name) \
