@@ -17,11 +17,16 @@
 #include <link.h>
 #include <setjmp.h>
 #include <ucontext.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/common_interface_defs.h>
+#endif
 
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstdarg>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -92,12 +97,17 @@ class Machine {
   int64_t blocks = 0, switches = 0, bank_conflicts = 0;  // executed so far; conflicts of ldmatrix
   Index thread{}, block{}, block_size{}, grid{};
 
-  [[noreturn]] void fail(const std::string& sentence) {
-    const std::string whole = "block " + std::to_string(block.x) + "," + std::to_string(block.y) + " thread " +
-                              std::to_string(thread.x) + ": " + sentence;
-    if (current_ < 0) throw Failure(whole);
-    failure_ = whole;
-    current_ = -1;
+  // printf-like. A fibre that fails never comes back: nothing that it holds is freed, so this takes no string.
+  [[noreturn, gnu::format(printf, 2, 3)]] void fail(const char* format, ...) {
+    char text[200];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    snprintf(failure_, sizeof failure_, "block %u,%u thread %u: %s", block.x, block.y, thread.x, text);
+    if (current_ < 0) throw Failure(failure_);
+    last_ = current_, current_ = -1;
+    leave();
     _longjmp(host_, 1);
   }
 
@@ -129,8 +139,7 @@ class Machine {
   void barrier(const Place& at) {
     if (arrived_ == 0) barrier_ = at;
     if (at.line() != barrier_.line())
-      fail("waits at a barrier in line " + std::to_string(at.line()) + ", others at that in line " +
-           std::to_string(barrier_.line()));
+      fail("waits at a barrier in line %u, others at that in line %u", at.line(), barrier_.line());
     if (++arrived_ < count_) return wait("a barrier", at);
     arrived_ = 0;
     for (int i = 0; i < count_; ++i) set_ready(i, true);
@@ -141,8 +150,8 @@ class Machine {
   template <class F>
   void meet(unsigned named, const char* what, const Place& at, void* mine, F&& act) {
     const int lane = current_ % 32, first = current_ - lane;
-    if (!(named >> lane & 1)) fail(std::string(what) + " does not name the lane that calls it");
-    if (first + 32 - std::countl_zero(named) > count_) fail(std::string(what) + " names lanes that do not exist");
+    if (!(named >> lane & 1)) fail("%s does not name the lane that calls it", what);
+    if (first + 32 - std::countl_zero(named) > count_) fail("%s names lanes that do not exist", what);
     std::vector<Meeting>& meetings = warps_[current_ / 32];
     auto m = std::find_if(meetings.begin(), meetings.end(), [&](const Meeting& o) {
       return o.named == named && o.line == at.line() && o.what == what && !(o.here >> lane & 1);
@@ -164,13 +173,13 @@ class Machine {
     const auto* from = static_cast<const std::byte*>(p);
     const bool inside = (from >= dynamic() && from + bytes <= dynamic() + shared_bytes_) ||
                         (from >= statics_.data() && from + bytes <= statics_.data() + statics_.size());
-    if (!inside) fail(std::string(what) + ": not an address in shared memory");
+    if (!inside) fail("%s: not an address in shared memory", what);
     aligned(p, bytes, what);
     return const_cast<void*>(p);
   }
   void aligned(const void* p, size_t bytes, const char* what) {
     if (reinterpret_cast<uintptr_t>(p) % bytes)
-      fail(std::string(what) + ": an address that is not a multiple of " + std::to_string(bytes));
+      fail("%s: an address that is not a multiple of %zu", what, bytes);
   }
 
   void copy(void* to, const void* from) {
@@ -240,14 +249,34 @@ class Machine {
   [[gnu::noinline]] void go(int next) {
     if (next == current_) return;
     ++switches;
-    if (_setjmp(current_ < 0 ? host_ : fibre().place)) return;
+    last_ = current_;
+    if (_setjmp(current_ < 0 ? host_ : fibre().place)) return arrived();
     current_ = next;
+    leave();
     if (next < 0) _longjmp(host_, 1);
     thread = {static_cast<unsigned>(next), 0, 0};
     if (fibre().begun) _longjmp(fibre().place, 1);
     fibre().begun = true;
     setcontext(&fibre().start);
   }
+  // The address sanitizer wants to know on which stack we are.
+#ifdef __SANITIZE_ADDRESS__
+  void leave() {
+    const void* stack = current_ < 0 ? host_stack_ : fibre().stack.get();
+    __sanitizer_start_switch_fiber(nullptr, stack, current_ < 0 ? host_stack_bytes_ : Fibre::stack_bytes);
+  }
+  void arrived() {
+    const void* stack;
+    size_t bytes;
+    __sanitizer_finish_switch_fiber(nullptr, &stack, &bytes);
+    if (last_ < 0) host_stack_ = stack, host_stack_bytes_ = bytes;
+  }
+  const void* host_stack_ = nullptr;
+  size_t host_stack_bytes_ = 0;
+#else
+  void leave() {}
+  void arrived() {}
+#endif
   void wait(const char* what, const Place& at) {
     fibre().what = what, fibre().at = at;
     set_ready(current_, false);
@@ -271,20 +300,21 @@ class Machine {
     memset(dynamic() + shared_bytes_, 0xa5, red_zone);
     memset(statics_.data(), 0xff, statics_.size());
     arrived_ = ended_ = 0;
-    failure_.clear();
+    failure_[0] = 0;
     for (int i = 0; i < count_; ++i) {
       set_ready(i, true);
       fibres_[i]->ended = false, fibres_[i]->copies.clear(), fibres_[i]->groups = 0;
     }
     go(pick());
-    if (failure_.empty() && ended_ < count_) failure_ = stuck();
-    for (size_t i = 0; i < red_zone && failure_.empty(); ++i)
+    std::string failure = failure_;
+    if (failure.empty() && ended_ < count_) failure = stuck();
+    for (size_t i = 0; i < red_zone && failure.empty(); ++i)
       if (dynamic()[shared_bytes_ + i] != std::byte{0xa5})
-        failure_ = "wrote " + std::to_string(i) + " bytes past the end of dynamic shared memory";
-    if (failure_.empty()) return;
+        failure = "wrote " + std::to_string(i) + " bytes past the end of dynamic shared memory";
+    if (failure.empty()) return;
     fibres_.clear();  // they stand in the middle of the kernel
     std::fill(std::begin(ready_), std::end(ready_), 0);
-    throw Failure(failure_);
+    throw Failure(failure);
   }
   std::string stuck() {
     std::string s = "block " + std::to_string(block.x) + "," + std::to_string(block.y) + " does not end: " +
@@ -309,14 +339,14 @@ class Machine {
   std::vector<std::unique_ptr<Fibre>> fibres_;
   std::vector<std::vector<Meeting>> warps_;
   uint64_t ready_[16] = {};
-  int count_ = 0, current_ = -1, arrived_ = 0, ended_ = 0;
+  int count_ = 0, current_ = -1, last_ = -1, arrived_ = 0, ended_ = 0;
   uint64_t draws_ = 0;
   Place barrier_;
   std::vector<Line> dynamic_;
   std::span<std::byte> statics_;
   size_t shared_bytes_ = 0;
   const std::function<void()>* body_ = nullptr;
-  std::string failure_;
+  char failure_[300] = {};
   jmp_buf host_;
 };
 
@@ -326,6 +356,7 @@ inline Machine& machine() {
 }
 
 inline void Machine::threads_life() {
+  machine().arrived();
   for (Machine& m = machine();;) (*m.body_)(), m.end();
 }
 
