@@ -6,7 +6,7 @@
 # The unit is a step of a tile: 128 x 128 outputs, 64 inner indices, 8 warps on one of 82 multiprocessors. Cycles:
 #   tensor  8 warps * mma * 4096 FLOP / 512 FLOP      (16x8x16; 71.2 TFLOP/s at 1.695 GHz)
 #   issue   8 warps * instructions / 4 schedulers     (both ways of reading x, f32 and bf16, are counted)
-#   shared  8 warps * bytes / 128                     (ldmatrix, 16-byte stores and copies 512 bytes, loads 128)
+#   shared  8 warps * bytes / 128                     (ldmatrix, stores and copies 512 bytes; loads 128 or 512)
 #   dram    bytes of x, w and y, each once / 936 GB/s, shared among all steps of the product
 # A step takes the largest. Time = rounds of 82 tiles * steps * largest / clock; cuBLAS is taken as 64 TFLOP/s.
 here=$(cd "$(dirname "$0")/../.." && pwd)
@@ -49,7 +49,7 @@ awk '
       else if (text ~ /LDSM|ldmatrix/) ++count["ldmatrix"]
       else if (text ~ /LDGSTS|cp\.async\.c[ag]/) ++count["copy"]
       else if (text ~ /STS\.128|st\.shared\.v4|st\.v4/) ++count["store"]
-      else if (text ~ /(^| )LDS|ld\.shared/ && text !~ /!PT/) ++count["load"]
+      else if (text ~ /(^| )LDS|ld\.shared/ && text !~ /!PT/) count["load"] += text ~ /\.128|\.v4/ ? 4 : 1
       else if (text ~ /LDG|ld\.global/) ++count["global"]
     }
     tensor = 8 * count["mma"] * 4096 / 512
