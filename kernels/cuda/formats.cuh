@@ -177,8 +177,9 @@ struct Nf4Table {
   };
   __device__ Scale load_scale(int64_t element) const {
     const int64_t block = element / nf4_block;
-    if (n.absmax) return {n.absmax[block], 0.0f, 0};
-    return {n.nested[block / nf4_nested_block], n.offset, n.scale_codes[block]};
+    if (n.absmax) return {fetch<float>(n.absmax + block), 0.0f, 0};
+    return {fetch<float>(n.nested + block / nf4_nested_block), n.offset,
+            fetch<uint8_t>(n.scale_codes + block)};
   }
   __device__ float scale(const Scale& s) const {  // two roundings: that is the format
     return __fadd_rn(__fmul_rn(table[16 + s.code], s.nested), s.offset);
@@ -231,7 +232,7 @@ struct Single {
 struct Nf4Element : Nf4Table {
   using Nf4Table::Nf4Table;
   __device__ float operator()(int64_t at) const {
-    return table[n.codes[at / 2] >> (at % 2 ? 0 : 4) & 15] * scale(load_scale(at));
+    return table[fetch<uint8_t>(n.codes + at / 2) >> (at % 2 ? 0 : 4) & 15] * scale(load_scale(at));
   }
 };
 
@@ -267,8 +268,8 @@ struct GptqRuns {
     Run r;
     UNROLL
     for (int i = 0; i < bits; ++i) r.words[i] = fetch<uint32_t>(words + i);
-    r.scale = g.scales[of];
-    r.zero = g.zeros ? g.zeros[of] : 1 << (bits - 1);
+    r.scale = fetch<uint16_t>(g.scales + of);
+    r.zero = g.zeros ? fetch<uint8_t>(g.zeros + of) : 1 << (bits - 1);
     return r;
   }
   __device__ static uint32_t code(const Run& r, int e) {

@@ -137,12 +137,13 @@ __global__ void __launch_bounds__(threads) tile_product(Product p) {
 }
 
 // ---- rung 3: tensor cores. While a step of 64 inner indices is multiplied from one pair of tiles, the next
-// pair is filled: x by asynchronous copies (f32: through registers, to be rounded), w by decoding what was
+// pair is filled: x by asynchronous copies (f32 lands beside the tile, to be rounded), w by decoding what was
 // loaded a step before.
 
 constexpr int rows = 128, columns = 128, inner_step = 64;  // of a block's tile
 constexpr int x_tile_size = rows * inner_step, w_tile_size = columns * inner_step;
-constexpr int tensor_shared = 2 * (x_tile_size + w_tile_size) * static_cast<int>(sizeof(uint16_t));
+constexpr size_t tiles_bytes = 2 * (x_tile_size + w_tile_size) * sizeof(uint16_t);
+constexpr size_t landing_bytes = x_tile_size * sizeof(float);
 
 // Where chunk c (8 elements, 16 bytes) of a row stands in a tile with `chunks` a row. Of eight rows the same
 // chunk, and of a row eight chunks in turn, stand in different banks; so do the chunks 0, 4, 8, 12 of two
@@ -152,13 +153,14 @@ __device__ constexpr int place(int row, int c) {
   return (row * chunks + (c ^ (row & 7) ^ (c >> 3 << 1))) * 8;
 }
 
-// The tile of x: thread t fills chunks t, t + 256, ... of its 1024 chunks, one with each quarter of a step.
+// The tile of x: thread t fills chunks t, t + 256, ... of its 1024 chunks, called quarters of the tile.
 struct InputTile {
   Columns x;
   int first_row;
-  bool direct, wide;  // bf16, f32 that can be read 16 bytes at a time
+  float* landing;     // of f32: [8][threads][4], 16 bytes a copy; a thread reads what it copied itself
+  bool direct, wide;  // bf16, f32 that can be copied 16 bytes at a time
 
-  __device__ InputTile(const Columns& from, int row) : x(from), first_row(row) {
+  __device__ InputTile(const Columns& from, int row, float* f32) : x(from), first_row(row), landing(f32) {
     const int bytes = x.v.type == Type::f32 ? 4 : 2;
     const bool aligned = !x.order && (reinterpret_cast<uintptr_t>(x.v.data) | (x.v.stride * bytes)) % 16 == 0;
     direct = aligned && bytes == 2, wide = aligned && bytes == 4;
@@ -167,34 +169,46 @@ struct InputTile {
     return static_cast<int>(threadIdx.x) / 8 + quarter * (threads / 8);
   }
   __device__ static int chunk() { return static_cast<int>(threadIdx.x) % 8; }
-
-  // Of the quarter's chunk: whether it is all there and can be read at once.
+  __device__ static uint16_t* chunk_of(int quarter, uint16_t* tile) {
+    return tile + place<8>(row_of(quarter), chunk());
+  }
+  __device__ float* landing_of(int copy) const {
+    return landing + (copy * threads + static_cast<int>(threadIdx.x)) * 4;
+  }
+  // Whether the quarter's chunk is all there and can be copied.
   __device__ bool whole(int quarter, int k) const {
     return (direct || wide) && first_row + row_of(quarter) < x.v.rows && k + 8 * chunk() + 8 <= x.v.cols;
   }
-  // The chunk is under way; f32 that can be read at once in `values`, to be stored when it has come.
-  __device__ void load(int quarter, int k, float (&values)[8], uint16_t* tile) const {
-    const int row = first_row + row_of(quarter), col = k + 8 * chunk();
-    const int64_t at = row * x.v.stride + col;
-    uint16_t* to = tile + place<8>(row_of(quarter), chunk());
-    if (!whole(quarter, k)) {
-      ROLLED
-      for (int i = 0; i < 8; ++i) to[i] = to_bf16(x(row, col + i));
-    } else if (direct) {
-      copy_async16(to, static_cast<const uint16_t*>(x.v.data) + at);
-    } else {
-      UNROLL
-      for (int i = 0; i < 8; i += 4) {
-        const Words4 four = fetch<Words4>(static_cast<const float*>(x.v.data) + at + i);
-        values[i] = __uint_as_float(four.x), values[i + 1] = __uint_as_float(four.y);
-        values[i + 2] = __uint_as_float(four.z), values[i + 3] = __uint_as_float(four.w);
+
+  // Begins to fill the tile with columns k .. k + 64 of x.
+  __device__ void load(int k, uint16_t* tile) const {
+    UNROLL
+    for (int quarter = 0; quarter < 4; ++quarter) {
+      const int row = first_row + row_of(quarter), col = k + 8 * chunk();
+      const int64_t at = row * x.v.stride + col;
+      if (!whole(quarter, k)) {
+        ROLLED
+        for (int i = 0; i < 8; ++i) chunk_of(quarter, tile)[i] = to_bf16(x(row, col + i));
+      } else if (direct) {
+        copy_async16(chunk_of(quarter, tile), static_cast<const uint16_t*>(x.v.data) + at);
+      } else {
+        const float* from = static_cast<const float*>(x.v.data) + at;
+        copy_async16(landing_of(2 * quarter), from), copy_async16(landing_of(2 * quarter + 1), from + 4);
       }
     }
+    copy_async_commit();
   }
-  __device__ void store(int quarter, int k, const float (&v)[8], uint16_t* tile) const {
-    if (direct || !whole(quarter, k)) return;
-    put(tile + place<8>(row_of(quarter), chunk()),
-        Words4{pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])});
+  // Ends it: the thread's copies are there, f32 is rounded.
+  __device__ void finish(int k, uint16_t* tile) const {
+    copy_async_wait<0>();
+    if (!wide) return;
+    UNROLL
+    for (int quarter = 0; quarter < 4; ++quarter) {
+      if (!whole(quarter, k)) continue;
+      const float *a = landing_of(2 * quarter), *b = landing_of(2 * quarter + 1);
+      put(chunk_of(quarter, tile),
+          Words4{pack_bf16(a[0], a[1]), pack_bf16(a[2], a[3]), pack_bf16(b[0], b[1]), pack_bf16(b[2], b[3])});
+    }
   }
 };
 
@@ -256,22 +270,17 @@ __global__ void __launch_bounds__(threads) tensor_product(Product p) {
   __syncthreads();
   const int first_row = static_cast<int>(blockIdx.x) * rows,
             first_col = static_cast<int>(blockIdx.y) * columns;
-  const InputTile x(input_of<forward>(p, format), first_row);
-  const WeightTile<Format, forward> w{format, p.w, first_col};
   uint16_t *x_tiles = shared, *w_tiles = shared + 2 * x_tile_size;
+  const InputTile x(input_of<forward>(p, format), first_row,
+                    reinterpret_cast<float*>(w_tiles + 2 * w_tile_size));
+  const WeightTile<Format, forward> w{format, p.w, first_col};
 
+  x.load(0, x_tiles);
   typename Format::Run run = w.load(0);
-  float values[4][8];
-  UNROLL
-  for (int quarter = 0; quarter < 4; ++quarter) {
-    x.load(quarter, 0, values[quarter], x_tiles);
-    x.store(quarter, 0, values[quarter], x_tiles);
-  }
-  copy_async_commit();
   UNROLL
   for (int quarter = 0; quarter < 4; ++quarter) w.store(quarter, run, w_tiles);
   run = w.load(inner_step);
-  copy_async_wait<0>();
+  x.finish(0, x_tiles);
   __syncthreads();
 
   Sums sums = {};
@@ -280,18 +289,14 @@ __global__ void __launch_bounds__(threads) tensor_product(Product p) {
     const int next = k + inner_step;
     uint16_t *next_x = x_tiles + (stage ^ 1) * x_tile_size, *next_w = w_tiles + (stage ^ 1) * w_tile_size;
     const typename Format::Run later = w.load(next + inner_step);
-    UNROLL
-    for (int quarter = 0; quarter < 4; ++quarter) x.load(quarter, next, values[quarter], next_x);
-    copy_async_commit();
+    x.load(next, next_x);
     UNROLL
     for (int quarter = 0; quarter < 4; ++quarter) {
       multiply<forward>(quarter, x_tiles + stage * x_tile_size, w_tiles + stage * w_tile_size, sums);
       w.store(quarter, run, next_w);
     }
-    UNROLL
-    for (int quarter = 0; quarter < 4; ++quarter) x.store(quarter, next, values[quarter], next_x);
     run = later;
-    copy_async_wait<0>();
+    x.finish(next, next_x);
     __syncthreads();
   }
 
@@ -303,6 +308,25 @@ __global__ void __launch_bounds__(threads) tensor_product(Product p) {
   for (int e = 0; e < 4; ++e)
     y.store(first_row + warp_row() + 16 * i + lane / 4 + e / 2 * 8,
             first_col + warp_column() + 8 * j + lane % 4 * 2 + e % 2, sums[i][j][e], p.add);
+}
+
+// ---- a weight as plain bf16, for a product by a library: a thread a run
+
+template <class Format>
+__global__ void __launch_bounds__(threads) decode_weight(View w, int first_row, View to) {
+  __shared__ float table[Format::table_size];
+  const Format format(w, table);
+  __syncthreads();
+  const int64_t index = int64_t{blockIdx.x} * threads + threadIdx.x, runs = tiles_of(to.cols, 32);
+  const int row = static_cast<int>(index / runs), col = static_cast<int>(index % runs) * 32;
+  if (row >= to.rows) return;
+  const typename Format::Run run = format.load(first_row + row, col);
+  const int32_t* order = format.order();
+  uint16_t* out = static_cast<uint16_t*>(to.data) + row * to.stride;
+  UNROLL
+  for (int i = 0; i < 32; ++i)
+    if (const int at = col + i; at < to.cols)
+      out[order ? order[at] : at] = static_cast<uint16_t>(format.pair(run, i / 2) >> i % 2 * 16);
 }
 
 // ---- the choice of a kernel
@@ -318,34 +342,40 @@ void run(Rung rung, const Product& p, Stream stream) {
                     stream, p);
     case Rung::tensor:
       return launch(tensor_product<Format, forward>, Grid{tiles_of(m, rows), tiles_of(n, columns)}, threads,
-                    tensor_shared, stream, p);
+                    tiles_bytes + (p.x.type == Type::f32 ? landing_bytes : 0), stream, p);
+  }
+}
+
+// f.template operator()<Format>(), by the format of w.
+template <class F>
+void with_format(const View& w, F&& f) {
+  switch (w.type) {
+    case Type::f32: return f.template operator()<Single<PlainElement<Type::f32>>>();
+    case Type::f16: return f.template operator()<Single<PlainElement<Type::f16>>>();
+    case Type::bf16: return f.template operator()<Single<PlainElement<Type::bf16>>>();
+    case Type::q4_0: return f.template operator()<Q4_0>();
+    case Type::q4_1: return f.template operator()<Q4_1>();
+    case Type::q8_0: return f.template operator()<Q8_0>();
+    case Type::q4_k: return f.template operator()<Q4_K>();
+    case Type::q6_k: return f.template operator()<Q6_K>();
+    case Type::nf4:
+      if (w.cols % 32) return f.template operator()<Single<Nf4Element>>();
+      return f.template operator()<Nf4Runs>();
+    case Type::gptq2: return f.template operator()<GptqRuns<2>>();
+    case Type::gptq3: return f.template operator()<GptqRuns<3>>();
+    case Type::gptq4: return f.template operator()<GptqRuns<4>>();
+    default:
+      fail(Exit::input,
+           "weights: the GPU multiplies by F32, F16, BF16, Q4_0, Q4_1, Q8_0, Q4_K, Q6_K, NF4 and GPTQ, "
+           "not by %s",
+           format_of(w.type).name);
   }
 }
 
 template <bool forward>
 void multiply(Rung rung, const Product& p, Stream stream) {
   if (p.y.rows == 0 || p.y.cols == 0) return;
-  switch (p.w.type) {
-    case Type::f32: return run<Single<PlainElement<Type::f32>>, forward>(rung, p, stream);
-    case Type::f16: return run<Single<PlainElement<Type::f16>>, forward>(rung, p, stream);
-    case Type::bf16: return run<Single<PlainElement<Type::bf16>>, forward>(rung, p, stream);
-    case Type::q4_0: return run<Q4_0, forward>(rung, p, stream);
-    case Type::q4_1: return run<Q4_1, forward>(rung, p, stream);
-    case Type::q8_0: return run<Q8_0, forward>(rung, p, stream);
-    case Type::q4_k: return run<Q4_K, forward>(rung, p, stream);
-    case Type::q6_k: return run<Q6_K, forward>(rung, p, stream);
-    case Type::nf4:
-      if (p.w.cols % 32) return run<Single<Nf4Element>, forward>(rung, p, stream);
-      return run<Nf4Runs, forward>(rung, p, stream);
-    case Type::gptq2: return run<GptqRuns<2>, forward>(rung, p, stream);
-    case Type::gptq3: return run<GptqRuns<3>, forward>(rung, p, stream);
-    case Type::gptq4: return run<GptqRuns<4>, forward>(rung, p, stream);
-    default:
-      fail(Exit::input,
-           "weights: the GPU multiplies by F32, F16, BF16, Q4_0, Q4_1, Q8_0, Q4_K, Q6_K, NF4 and GPTQ, "
-           "not by %s",
-           format_of(p.w.type).name);
-  }
+  with_format(p.w, [&]<class Format>() { run<Format, forward>(rung, p, stream); });
 }
 
 }  // namespace
@@ -358,6 +388,15 @@ void cuda_matmul(Rung rung, View x, View w, View y, Into into, Stream stream) {
 
 void cuda_matmul_backward(Rung rung, View dy, View w, View dx, Into into, Stream stream) {
   matmul_kernels::multiply<false>(rung, {dy, w, dx, into == Into::add}, stream);
+}
+
+void cuda_decode(View w, int64_t first_row, View to, Stream stream) {
+  using namespace matmul_kernels;
+  if (to.rows == 0 || to.cols == 0) return;
+  with_format(w, [&]<class Format>() {
+    launch(decode_weight<Format>, Grid{tiles_of(to.rows * tiles_of(to.cols, 32), threads)}, threads, 0,
+           stream, w, static_cast<int>(first_row), to);
+  });
 }
 
 }  // namespace quest

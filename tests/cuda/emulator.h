@@ -11,20 +11,27 @@
 // named lane does not reach, a shuffle from a lane that is not named, an address that is not aligned, a write past the
 // end of dynamic shared memory.
 //
-// One grid at a time in the whole process. Kernels with __shared__ variables stand in unnamed namespaces (the variables
-// are gathered in a section of their own, to be poisoned, where a linker-wide inline function's may not stand).
+// One grid at a time in the whole process. __shared__ variables are thread-local ones of the system's thread: the
+// program has no others, so that all of them can be found, to be poisoned, as the thread-local part of its image.
 #pragma once
+#include <link.h>
 #include <setjmp.h>
 #include <ucontext.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/common_interface_defs.h>
+#endif
 
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstdarg>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <functional>
 #include <memory>
 #include <source_location>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -32,10 +39,6 @@
 
 #include "kernels/base/random.h"
 #include "kernels/tile_math.h"  // from_bf16, to_bf16, from_f16
-
-// Variables of all kernels, bounded by the linker.
-extern std::byte __start_quest_shared[] __attribute__((weak));
-extern std::byte __stop_quest_shared[] __attribute__((weak));
 
 namespace quest {
 
@@ -94,12 +97,17 @@ class Machine {
   int64_t blocks = 0, switches = 0, bank_conflicts = 0;  // executed so far; conflicts of ldmatrix
   Index thread{}, block{}, block_size{}, grid{};
 
-  [[noreturn]] void fail(const std::string& sentence) {
-    const std::string whole = "block " + std::to_string(block.x) + "," + std::to_string(block.y) + " thread " +
-                              std::to_string(thread.x) + ": " + sentence;
-    if (current_ < 0) throw Failure(whole);
-    failure_ = whole;
-    current_ = -1;
+  // printf-like. A fibre that fails never comes back: nothing that it holds is freed, so this takes no string.
+  [[noreturn, gnu::format(printf, 2, 3)]] void fail(const char* format, ...) {
+    char text[200];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    snprintf(failure_, sizeof failure_, "block %u,%u thread %u: %s", block.x, block.y, thread.x, text);
+    if (current_ < 0) throw Failure(failure_);
+    last_ = current_, current_ = -1;
+    leave();
     _longjmp(host_, 1);
   }
 
@@ -109,6 +117,7 @@ class Machine {
     if (size.x < 1 || size.y < 1 || size.z < 1 || size.y > 65535 || size.z > 65535) throw Failure("no such grid");
     body_ = &body;
     count_ = threads;
+    statics_ = thread_locals();
     grid = {static_cast<unsigned>(size.x), static_cast<unsigned>(size.y), static_cast<unsigned>(size.z)};
     block_size = {static_cast<unsigned>(threads), 1, 1};
     dynamic_.assign(shared_bytes / 16 + 1 + red_zone / 16, Line{});
@@ -130,8 +139,7 @@ class Machine {
   void barrier(const Place& at) {
     if (arrived_ == 0) barrier_ = at;
     if (at.line() != barrier_.line())
-      fail("waits at a barrier in line " + std::to_string(at.line()) + ", others at that in line " +
-           std::to_string(barrier_.line()));
+      fail("waits at a barrier in line %u, others at that in line %u", at.line(), barrier_.line());
     if (++arrived_ < count_) return wait("a barrier", at);
     arrived_ = 0;
     for (int i = 0; i < count_; ++i) set_ready(i, true);
@@ -142,8 +150,8 @@ class Machine {
   template <class F>
   void meet(unsigned named, const char* what, const Place& at, void* mine, F&& act) {
     const int lane = current_ % 32, first = current_ - lane;
-    if (!(named >> lane & 1)) fail(std::string(what) + " does not name the lane that calls it");
-    if (first + 32 - std::countl_zero(named) > count_) fail(std::string(what) + " names lanes that do not exist");
+    if (!(named >> lane & 1)) fail("%s does not name the lane that calls it", what);
+    if (first + 32 - std::countl_zero(named) > count_) fail("%s names lanes that do not exist", what);
     std::vector<Meeting>& meetings = warps_[current_ / 32];
     auto m = std::find_if(meetings.begin(), meetings.end(), [&](const Meeting& o) {
       return o.named == named && o.line == at.line() && o.what == what && !(o.here >> lane & 1);
@@ -164,14 +172,14 @@ class Machine {
   void* shared(const void* p, size_t bytes, const char* what) {  // which must lie there, aligned to its size
     const auto* from = static_cast<const std::byte*>(p);
     const bool inside = (from >= dynamic() && from + bytes <= dynamic() + shared_bytes_) ||
-                        (from >= __start_quest_shared && from + bytes <= __stop_quest_shared);
-    if (!inside) fail(std::string(what) + ": not an address in shared memory");
+                        (from >= statics_.data() && from + bytes <= statics_.data() + statics_.size());
+    if (!inside) fail("%s: not an address in shared memory", what);
     aligned(p, bytes, what);
     return const_cast<void*>(p);
   }
   void aligned(const void* p, size_t bytes, const char* what) {
     if (reinterpret_cast<uintptr_t>(p) % bytes)
-      fail(std::string(what) + ": an address that is not a multiple of " + std::to_string(bytes));
+      fail("%s: an address that is not a multiple of %zu", what, bytes);
   }
 
   void copy(void* to, const void* from) {
@@ -195,6 +203,18 @@ class Machine {
 
   Fibre& fibre() { return *fibres_[current_]; }
   int64_t draw(int64_t n) { return static_cast<int64_t>(random_uniform(seed, 3, draws_++) * static_cast<double>(n)); }
+
+  static std::span<std::byte> thread_locals() {  // of the program, without those of its libraries
+    std::span<std::byte> found;
+    const auto program = [](dl_phdr_info* info, size_t, void* to) {
+      for (int i = 0; i < info->dlpi_phnum; ++i)
+        if (const auto& part = info->dlpi_phdr[i]; part.p_type == PT_TLS && info->dlpi_tls_data)
+          *static_cast<std::span<std::byte>*>(to) = {static_cast<std::byte*>(info->dlpi_tls_data), part.p_memsz};
+      return 1;  // it comes first
+    };
+    dl_iterate_phdr(program, &found);
+    return found;
+  }
 
   void set_ready(int i, bool on) {
     const uint64_t bit = uint64_t{1} << i % 64;
@@ -229,14 +249,34 @@ class Machine {
   [[gnu::noinline]] void go(int next) {
     if (next == current_) return;
     ++switches;
-    if (_setjmp(current_ < 0 ? host_ : fibre().place)) return;
+    last_ = current_;
+    if (_setjmp(current_ < 0 ? host_ : fibre().place)) return arrived();
     current_ = next;
+    leave();
     if (next < 0) _longjmp(host_, 1);
     thread = {static_cast<unsigned>(next), 0, 0};
     if (fibre().begun) _longjmp(fibre().place, 1);
     fibre().begun = true;
     setcontext(&fibre().start);
   }
+  // The address sanitizer wants to know on which stack we are.
+#ifdef __SANITIZE_ADDRESS__
+  void leave() {
+    const void* stack = current_ < 0 ? host_stack_ : fibre().stack.get();
+    __sanitizer_start_switch_fiber(nullptr, stack, current_ < 0 ? host_stack_bytes_ : Fibre::stack_bytes);
+  }
+  void arrived() {
+    const void* stack;
+    size_t bytes;
+    __sanitizer_finish_switch_fiber(nullptr, &stack, &bytes);
+    if (last_ < 0) host_stack_ = stack, host_stack_bytes_ = bytes;
+  }
+  const void* host_stack_ = nullptr;
+  size_t host_stack_bytes_ = 0;
+#else
+  void leave() {}
+  void arrived() {}
+#endif
   void wait(const char* what, const Place& at) {
     fibre().what = what, fibre().at = at;
     set_ready(current_, false);
@@ -258,23 +298,23 @@ class Machine {
     ++blocks;
     memset(dynamic(), 0xff, shared_bytes_);
     memset(dynamic() + shared_bytes_, 0xa5, red_zone);
-    if (__start_quest_shared)
-      memset(__start_quest_shared, 0xff, static_cast<size_t>(__stop_quest_shared - __start_quest_shared));
+    memset(statics_.data(), 0xff, statics_.size());
     arrived_ = ended_ = 0;
-    failure_.clear();
+    failure_[0] = 0;
     for (int i = 0; i < count_; ++i) {
       set_ready(i, true);
       fibres_[i]->ended = false, fibres_[i]->copies.clear(), fibres_[i]->groups = 0;
     }
     go(pick());
-    if (failure_.empty() && ended_ < count_) failure_ = stuck();
-    for (size_t i = 0; i < red_zone && failure_.empty(); ++i)
+    std::string failure = failure_;
+    if (failure.empty() && ended_ < count_) failure = stuck();
+    for (size_t i = 0; i < red_zone && failure.empty(); ++i)
       if (dynamic()[shared_bytes_ + i] != std::byte{0xa5})
-        failure_ = "wrote " + std::to_string(i) + " bytes past the end of dynamic shared memory";
-    if (failure_.empty()) return;
+        failure = "wrote " + std::to_string(i) + " bytes past the end of dynamic shared memory";
+    if (failure.empty()) return;
     fibres_.clear();  // they stand in the middle of the kernel
     std::fill(std::begin(ready_), std::end(ready_), 0);
-    throw Failure(failure_);
+    throw Failure(failure);
   }
   std::string stuck() {
     std::string s = "block " + std::to_string(block.x) + "," + std::to_string(block.y) + " does not end: " +
@@ -299,13 +339,14 @@ class Machine {
   std::vector<std::unique_ptr<Fibre>> fibres_;
   std::vector<std::vector<Meeting>> warps_;
   uint64_t ready_[16] = {};
-  int count_ = 0, current_ = -1, arrived_ = 0, ended_ = 0;
+  int count_ = 0, current_ = -1, last_ = -1, arrived_ = 0, ended_ = 0;
   uint64_t draws_ = 0;
   Place barrier_;
   std::vector<Line> dynamic_;
+  std::span<std::byte> statics_;
   size_t shared_bytes_ = 0;
   const std::function<void()>* body_ = nullptr;
-  std::string failure_;
+  char failure_[300] = {};
   jmp_buf host_;
 };
 
@@ -315,6 +356,7 @@ inline Machine& machine() {
 }
 
 inline void Machine::threads_life() {
+  machine().arrived();
   for (Machine& m = machine();;) (*m.body_)(), m.end();
 }
 
@@ -476,7 +518,7 @@ void launch(void (*kernel)(P...), Grid grid, int threads, size_t shared_bytes, S
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __shared__ static __attribute__((section("quest_shared")))
+#define __shared__ static thread_local
 #define UNROLL
 #define ROLLED
 #define DYNAMIC_SHARED(type, name) \

@@ -201,8 +201,9 @@ TEST(Emulator, AMissingBarrierIsSeen) {
     }
 }
 
+template <int size>  // a variable of a template is another for each
 __global__ void before_anything_is_written(float* out) {
-  __shared__ float fixed[4];
+  __shared__ float fixed[size];
   DYNAMIC_SHARED(float, sized);
   out[2 * blockIdx.x] = fixed[3], out[2 * blockIdx.x + 1] = sized[3];
   fixed[3] = sized[3] = 1;
@@ -211,7 +212,7 @@ __global__ void before_anything_is_written(float* out) {
 TEST(Emulator, EveryBlockFindsPoison) {
   std::vector<float> out(6, 0);
   EXPECT_EQ(run_as(Schedule::forward,
-                   [&] { launch(before_anything_is_written, Grid{3}, 1, 16, nullptr, out.data()); }), "");
+                   [&] { launch(before_anything_is_written<4>, Grid{3}, 1, 16, nullptr, out.data()); }), "");
   for (const float f : out) EXPECT_TRUE(is_nan(f));
 }
 

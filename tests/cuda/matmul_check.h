@@ -72,12 +72,13 @@ class PackedWeight {
                                                                   : bytes_.data();
     return {data, type_, rows_, cols_, cols_};
   }
+  int64_t input(int64_t place) const { return order_.empty() ? place : order_[place]; }  // column of x for one of w
   // As ref.h decodes it, rounded to bf16, its columns those of x.
   Matrix operand() {
     Matrix m(rows_, cols_, Type::f32, 0);
     for (int64_t i = 0; i < rows_; ++i)
       for (int64_t j = 0; j < cols_; ++j)
-        m.set(i, order_.empty() ? j : order_[j], round_bf16(static_cast<float>(ref::weight(view(), i, j))));
+        m.set(i, input(j), round_bf16(static_cast<float>(ref::weight(view(), i, j))));
     return m;
   }
 
@@ -138,7 +139,7 @@ struct MatmulCase {
 using MatmulOp = void (*)(Rung, View, View, View, Into, Stream);
 
 // "" or what is wrong. The truth is ref.h's product over the rounded operands, in double. The bound: a rounding of each
-// of the sums (inner + 1 with the old y), then the output's own. And to the bit: the sum in fp32, inner index ascending,
+// of the sums (inner + 1 with the old y), then the output's own. And to the bit: the sum in fp32, places of the weight ascending,
 // which is what each rung says that it computes (of the tensor cores: as they are emulated).
 inline std::string check(const MatmulCase& c, MatmulOp forward, MatmulOp backward) {
   const int64_t inner = c.forward ? c.inputs : c.outputs, outputs = c.forward ? c.outputs : c.inputs;
@@ -166,10 +167,9 @@ inline std::string check(const MatmulCase& c, MatmulOp forward, MatmulOp backwar
     for (int64_t j = 0; j < outputs; ++j) {
       float sum = 0;
       double size = 0;
-      const int64_t step = c.forward ? 1 : c.inputs;
-      const float* column = ws + (c.forward ? j * c.inputs : j);
-      for (int64_t k = 0; k < inner; ++k) {
-        const float product = from_bf16(xs[k]) * column[k * step];
+      for (int64_t place = 0; place < inner; ++place) {
+        const int64_t k = c.forward ? packed.input(place) : place;
+        const float product = from_bf16(xs[k]) * (c.forward ? ws[j * c.inputs + k] : ws[k * c.inputs + j]);
         sum += product, size += std::fabs(static_cast<double>(product));
       }
       const float old = c.into == Into::add ? static_cast<float>(before.at(i, j)) : 0.0f;

@@ -97,6 +97,20 @@ TEST(CudaMatmul, TilesAreStoredWithoutBankConflicts) {
   EXPECT_TRUE(all.size() == 1024 && *all.begin() == 0 && *all.rbegin() == 1023 * 8);
 }
 
+TEST(CudaMatmul, DecodesWhatItMultipliesBy) {
+  for (const Kind& kind : kinds)
+    for (const Schedule s : emulator::schedules) {
+      emulator::machine().schedule = s;
+      const int64_t cols = kind.ragged ? 197 : 256;
+      PackedWeight packed(kind, {64, true, true}, 37, cols, 8);
+      Matrix want = packed.operand(), got(20, cols, Type::bf16);
+      cuda_decode(packed.view(), 15, got.view(), nullptr);
+      for (int64_t i = 0; i < 20; ++i)
+        for (int64_t j = 0; j < cols; ++j) ASSERT_EQ(got.at(i, j), want.at(15 + i, j)) << kind.name << i << " " << j;
+      EXPECT_TRUE(got.padding_intact()) << kind.name;
+    }
+}
+
 // Where the output stands among others, and how many there are, changes no bit of it.
 TEST(CudaMatmul, BitsDependOnOneRowAlone) {
   for (const bool forward : {true, false})
