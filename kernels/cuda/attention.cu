@@ -42,9 +42,7 @@ __device__ Row seen_row(const Attention& a, const Group& g, int64_t j, int64_t c
   return row_of(a.kv, g.row + j - context, column);
 }
 // How many of them query i of the group sees.
-__device__ int64_t seen_by(const Group& g, int64_t i) {
-  return g.context.rows + g.rows - g.queries + i + 1;
-}
+__device__ int64_t seen_by(const Group& g, int64_t i) { return g.context.rows + g.rows - g.queries + i + 1; }
 
 __device__ int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -223,14 +221,13 @@ __global__ void __launch_bounds__(tile* warp)
                                    View contributions) {
   DYNAMIC_SHARED(float, memory);
   const int64_t D = a.heads.size, share = a.heads.heads / a.heads.kv_heads, column = blockIdx.y * D;
-  const Place place =
-      place_of(blockIdx.x, a.count, [&](int64_t g) { return a.groups[g].row + g * context; });
+  const Place place = place_of(blockIdx.x, a.count, [&](int64_t g) { return a.groups[g].row + g * context; });
   const Group g = a.groups[place.group];
   if (place.first < 0 || place.first >= context + g.rows) return;
   const Shared s(memory, D);
   const int lane = lane_index();
-  const int64_t j = place.first + threadIdx.x / warp;      // of [context, if asked for][own rows]
-  const int64_t seen = j + g.context.rows - context;       // of [context][own rows]
+  const int64_t j = place.first + threadIdx.x / warp;  // of [context, if asked for][own rows]
+  const int64_t seen = j + g.context.rows - context;   // of [context][own rows]
   const bool real = j < context + g.rows;
   const auto first_query = [&](int64_t row) {  // that sees this row
     const int64_t i = row - (g.context.rows + g.rows - g.queries);
@@ -294,8 +291,10 @@ Attention make(Heads heads, int64_t layer, const Group* groups, int64_t n, View 
 template <class Kernel>
 Kernel sized(int64_t D, Kernel to64, Kernel to128, Kernel to256) {
   if (D > 256)
-    fail(Exit::machine, "the model has heads of %ld numbers, and the GPU's attention takes at most 256; give "
-                        "--device cpu", D);
+    fail(Exit::machine,
+         "the model has heads of %ld numbers, and the GPU's attention takes at most 256; give "
+         "--device cpu",
+         D);
   return D <= 64 ? to64 : D <= 128 ? to128 : to256;
 }
 
