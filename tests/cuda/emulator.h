@@ -484,9 +484,6 @@ void copy_async_wait() {
 
 inline uint32_t pack_bf16(float low, float high) { return to_bf16(low) | bf16_bits(high); }
 
-struct alignas(8) Words2 {
-  uint32_t x, y;
-};
 struct alignas(16) Words4 {
   uint32_t x, y, z, w;
 };
