@@ -12,8 +12,8 @@ namespace {
 
 using namespace decoders;
 
-// Of a block, on every rung. __launch_bounds__(threads, 1): without the 1 the compiler spills a word or two of
-// some kernels, to fit one block more.
+// Of a block, on every rung. __launch_bounds__(threads, 1): without the 1 the compiler spills a word or two
+// of some kernels, to fit one block more.
 constexpr int threads = 256;
 
 // One product y = (or +=) x . B with B[k][n] = w[n][k] (forward) or w[k][n] (backward).
@@ -258,6 +258,7 @@ template <class Format, bool forward>
 __global__ void __launch_bounds__(threads, 1) tensor_product(Product p) {
   DYNAMIC_SHARED(uint16_t, shared);
   __shared__ float table[Format::table_size];
+  static_assert(tiles_bytes + landing_bytes + sizeof table <= 99 * 1024);  // what sm_86 has
   const Format format(p.w, table);
   __syncthreads();
   const int first_row = static_cast<int>(blockIdx.x) * rows,
