@@ -19,8 +19,7 @@ struct Grid {
 };
 using Stream = cudaStream_t;
 
-using Words2 = uint2;  // so many 32-bit words, aligned to their size
-using Words4 = uint4;
+using Words4 = uint4;  // of 32 bits, aligned to 16 bytes
 
 // Bytes of global memory that nothing writes while the kernel runs, aligned to their size.
 template <class T>

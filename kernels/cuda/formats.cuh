@@ -61,39 +61,29 @@ __device__ inline uint32_t nibble(const Words<4>& bytes, int e) {
   return bytes[e % 16 / 4] >> (e % 4 * 8 + e / 16 * 4) & 15;
 }
 
-struct Q4_0 : Blocks<BlockQ4_0, 32> {
-  using Blocks::Blocks;
+// d * (q - zero) + m; what has no m is read with 0. The product is exact: fused or not, the sum is rounded
+// once.
+template <class Block, int zero>
+struct Nibbles : Blocks<Block, 32> {
+  using Blocks<Block, 32>::Blocks;
+  static constexpr bool has_m = sizeof(Block) > 18;
   struct Run {
     Words<4> nibbles;
-    uint16_t d;
+    uint16_t d, m;
   };
   __device__ Run load(int row, int col) const {
-    const char* b = block(row, col);
-    return {load_words<4>(b + 2), fetch<uint16_t>(b)};
+    const char* b = this->block(row, col);
+    return {load_words<4>(b + (has_m ? 4 : 2)), fetch<uint16_t>(b),
+            has_m ? fetch<uint16_t>(b + 2) : uint16_t{0}};
   }
   __device__ static uint32_t pair(const Run& r, int i) {
-    const float d = from_f16(r.d);
-    return pack_bf16(d * centred(nibble(r.nibbles, 2 * i), 8), d * centred(nibble(r.nibbles, 2 * i + 1), 8));
+    const float d = from_f16(r.d), m = from_f16(r.m);
+    return pack_bf16(d * centred(nibble(r.nibbles, 2 * i), zero) + m,
+                     d * centred(nibble(r.nibbles, 2 * i + 1), zero) + m);
   }
 };
-
-struct Q4_1 : Blocks<BlockQ4_1, 32> {
-  using Blocks::Blocks;
-  struct Run {
-    Words<4> nibbles;
-    uint32_t d_m;
-  };
-  __device__ Run load(int row, int col) const {
-    const char* b = block(row, col);
-    return {load_words<4>(b + 4), fetch<uint32_t>(b)};
-  }
-  __device__ static uint32_t pair(const Run& r,
-                                  int i) {  // d * q is exact: fused or not, the sum is rounded once
-    const float d = from_f16(static_cast<uint16_t>(r.d_m)), m = from_f16(static_cast<uint16_t>(r.d_m >> 16));
-    return pack_bf16(d * centred(nibble(r.nibbles, 2 * i), 0) + m,
-                     d * centred(nibble(r.nibbles, 2 * i + 1), 0) + m);
-  }
-};
+using Q4_0 = Nibbles<BlockQ4_0, 8>;
+using Q4_1 = Nibbles<BlockQ4_1, 0>;
 
 struct Q8_0 : Blocks<BlockQ8_0, 32> {
   using Blocks::Blocks;

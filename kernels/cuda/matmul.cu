@@ -12,7 +12,9 @@ namespace {
 
 using namespace decoders;
 
-constexpr int threads = 256;  // of a block, on every rung
+// Of a block, on every rung. __launch_bounds__(threads, 1): without the 1 the compiler spills a word or two
+// of some kernels, to fit one block more.
+constexpr int threads = 256;
 
 // One product y = (or +=) x . B with B[k][n] = w[n][k] (forward) or w[k][n] (backward).
 struct Product {
@@ -20,7 +22,8 @@ struct Product {
   bool add;
 };
 
-// An operand of activations, and how its columns are found: order == nullptr: as they stand.
+// Activations, and how their columns are found: order == nullptr: as they stand. Act-order is the order of
+// the weight's columns: those of x forward (a gather), of dx backward (a scatter).
 struct Columns {
   View v;
   const int32_t* order;
@@ -46,17 +49,6 @@ struct Columns {
   }
 };
 
-// The order of act-order is that of the weight's columns: of x forward (a gather), of dx backward (a
-// scatter).
-template <bool forward, class Format>
-__device__ Columns input_of(const Product& p, const Format& w) {
-  return {p.x, forward ? w.order() : nullptr};
-}
-template <bool forward, class Format>
-__device__ Columns output_of(const Product& p, const Format& w) {
-  return {p.y, forward ? nullptr : w.order()};
-}
-
 // Elements [row, col .. col + 32) of w; beside the matrix zeros.
 template <class Format>
 __device__ typename Format::Run load_run(const Format& format, const View& w, int row, int col) {
@@ -71,11 +63,11 @@ __device__ float rounded(float f) { return low_of(pack_bf16(f, 0.0f)); }
 // ---- rung 1: the definition
 
 template <class Format, bool forward>
-__global__ void __launch_bounds__(threads) plain_product(Product p) {
+__global__ void __launch_bounds__(threads, 1) plain_product(Product p) {
   __shared__ float table[Format::table_size];
   const Format w(p.w, table);
   __syncthreads();
-  const Columns x = input_of<forward>(p, w), y = output_of<forward>(p, w);
+  const Columns x{p.x, forward ? w.order() : nullptr}, y{p.y, forward ? nullptr : w.order()};
   const int64_t output = int64_t{blockIdx.x} * threads + threadIdx.x;
   const int row = static_cast<int>(output / p.y.cols), col = static_cast<int>(output % p.y.cols);
   const int inner = static_cast<int>(p.x.cols);
@@ -103,12 +95,12 @@ __global__ void __launch_bounds__(threads) plain_product(Product p) {
 constexpr int side = 64, depth = 32;
 
 template <class Format, bool forward>
-__global__ void __launch_bounds__(threads) tile_product(Product p) {
+__global__ void __launch_bounds__(threads, 1) tile_product(Product p) {
   __shared__ float table[Format::table_size];
   __shared__ float x_tile[depth][side + 1], w_tile[depth][side + 1];
   const Format w(p.w, table);
   __syncthreads();
-  const Columns x = input_of<forward>(p, w), y = output_of<forward>(p, w);
+  const Columns x{p.x, forward ? w.order() : nullptr}, y{p.y, forward ? nullptr : w.order()};
   const int first_row = static_cast<int>(blockIdx.x) * side, first_col = static_cast<int>(blockIdx.y) * side;
   const int t = static_cast<int>(threadIdx.x), inner = static_cast<int>(p.x.cols);
   float sums[4][4] = {};
@@ -263,15 +255,16 @@ __device__ void multiply(int quarter, const uint16_t* x_tile, const uint16_t* w_
 }
 
 template <class Format, bool forward>
-__global__ void __launch_bounds__(threads) tensor_product(Product p) {
+__global__ void __launch_bounds__(threads, 1) tensor_product(Product p) {
   DYNAMIC_SHARED(uint16_t, shared);
   __shared__ float table[Format::table_size];
+  static_assert(tiles_bytes + landing_bytes + sizeof table <= 99 * 1024);  // what sm_86 has
   const Format format(p.w, table);
   __syncthreads();
   const int first_row = static_cast<int>(blockIdx.x) * rows,
             first_col = static_cast<int>(blockIdx.y) * columns;
   uint16_t *x_tiles = shared, *w_tiles = shared + 2 * x_tile_size;
-  const InputTile x(input_of<forward>(p, format), first_row,
+  const InputTile x({p.x, forward ? format.order() : nullptr}, first_row,
                     reinterpret_cast<float*>(w_tiles + 2 * w_tile_size));
   const WeightTile<Format, forward> w{format, p.w, first_col};
 
@@ -300,7 +293,7 @@ __global__ void __launch_bounds__(threads) tensor_product(Product p) {
     __syncthreads();
   }
 
-  const Columns y = output_of<forward>(p, format);
+  const Columns y{p.y, forward ? nullptr : format.order()};
   const int lane = static_cast<int>(threadIdx.x) % 32;
   UNROLL
   for (int i = 0; i < 4; ++i) UNROLL
@@ -313,7 +306,7 @@ __global__ void __launch_bounds__(threads) tensor_product(Product p) {
 // ---- a weight as plain bf16, for a product by a library: a thread a run
 
 template <class Format>
-__global__ void __launch_bounds__(threads) decode_weight(View w, int first_row, View to) {
+__global__ void __launch_bounds__(threads, 1) decode_weight(View w, int first_row, View to) {
   __shared__ float table[Format::table_size];
   const Format format(w, table);
   __syncthreads();

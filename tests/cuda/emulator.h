@@ -116,6 +116,7 @@ class Machine {
     if (threads < 1 || threads > 1024) throw Failure("blocks have 1 to 1024 threads, not " + std::to_string(threads));
     if (size.x < 1 || size.y < 1 || size.z < 1 || size.y > 65535 || size.z > 65535) throw Failure("no such grid");
     body_ = &body;
+    if (shared_bytes > 99 * 1024) throw Failure("more dynamic shared memory than a block of sm_86 may have");
     count_ = threads;
     statics_ = thread_locals();
     grid = {static_cast<unsigned>(size.x), static_cast<unsigned>(size.y), static_cast<unsigned>(size.z)};
@@ -484,9 +485,6 @@ void copy_async_wait() {
 
 inline uint32_t pack_bf16(float low, float high) { return to_bf16(low) | bf16_bits(high); }
 
-struct alignas(8) Words2 {
-  uint32_t x, y;
-};
 struct alignas(16) Words4 {
   uint32_t x, y, z, w;
 };

@@ -267,6 +267,7 @@ TEST(Emulator, AddressesAreChecked) {
   const auto forward = [](auto&& f) { return run_as(Schedule::forward, f); };
   EXPECT_EQ(forward([&] { launch(write_at, Grid{}, 1, 40, nullptr, 9); }), "");
   EXPECT_NE(forward([&] { launch(write_at, Grid{}, 1, 40, nullptr, 10); }).find("past the end"), std::string::npos);
+  EXPECT_NE(forward([&] { launch(write_at, Grid{}, 1, 99 * 1024 + 4, nullptr, 9); }).find("sm_86"), std::string::npos);
   const char* bytes = reinterpret_cast<const char*>(from);
   EXPECT_EQ(forward([&] { launch(fetch_at, Grid{}, 1, 0, nullptr, bytes + 4, &out); }), "");
   EXPECT_NE(forward([&] { launch(fetch_at, Grid{}, 1, 0, nullptr, bytes + 2, &out); }).find("multiple of 4"),

@@ -8,7 +8,8 @@
 #   issue   8 warps * instructions / 4 schedulers     (both ways of reading x, f32 and bf16, are counted)
 #   shared  8 warps * bytes / 128                     (ldmatrix, stores and copies 512 bytes; loads 128 or 512)
 #   dram    bytes of x, w and y, each once / 936 GB/s, shared among all steps of the product
-# A step takes the largest. Time = rounds of 82 tiles * steps * largest / clock; cuBLAS is taken as 64 TFLOP/s.
+# A step takes the largest. Time = rounds of 82 tiles * steps * largest / clock; cuBLAS is taken as 64 TFLOP/s. The last
+# column: if no instruction were issued while the tensor cores work (tensor + issue).
 here=$(cd "$(dirname "$0")/../.." && pwd)
 cd "${1:-$here}" || exit
 nvcc=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
@@ -72,17 +73,17 @@ awk '
     if (dram > largest) largest = dram
     ms = rounds * steps * largest / clock * 1e3
     cublas = 2 * M * N * K / 64e12 * 1e3
-    printf "| %s | %s | %d | %d | %d | %d | %d | %d | %d | %d | %d | %.2f | %.2f |\n", kind, forward ? "forward" : "dX", \
+    printf "| %s | %s | %d | %d | %d | %d | %d | %d | %d | %d | %d | %.2f | %.2f | %.2f |\n", kind, forward ? "forward" : "dX", \
       count["mma"], count["ldmatrix"], count["store"] + count["load"] + count["copy"], count["all"], tensor, issue, shared, \
-      dram, largest, ms, ms / cublas | "sort"
+      dram, largest, ms, ms / cublas, ms / cublas / largest * (tensor + issue) | "sort"
   }
   function begin(called) {
     finish(); name = called; lines = branches = 0
     for (i in label) delete label[i]
   }
   BEGIN {
-    print "| format | | mma | ldmatrix | other shared | instructions | tensor | issue | shared | dram | cycles | ms | of cuBLAS |"
-    print "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+    print "| format | | mma | ldmatrix | other shared | instructions | tensor | issue | shared | dram | cycles | ms | of cuBLAS | no overlap |"
+    print "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
     fflush()
   }
   /^[ \t]*\.section[ \t]+\.text\./ { split($2, part, ","); begin(part[1]); next }
