@@ -14,23 +14,47 @@ Q = $(if $(V),,@)
 FLAGS = -std=c++20 -I. -Wall -Wextra -Wshadow -Wno-restrict -ffp-contract=off -fno-math-errno -fno-trapping-math \
   $(if $(WERROR),-Werror) $(CXXFLAGS) $(SAN_FLAGS)
 SAN_FLAGS = $(if $(SAN),-O1 -fno-omit-frame-pointer -fsanitize=address$(,)undefined -fno-sanitize-recover=all)
-LDLIBS = -lz -lsimdjson -lutf8proc -pthread
+LDLIBS = -lz -lsimdjson -lutf8proc -pthread $(CUDA_LIBS)
 , := ,
 hash := \#
 
+# -- CUDA: auto: where nvcc is found; the runtime is linked in, the driver looked for when a GPU is asked for -----------
+CUDA ?= auto
+NVCC := $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
+WITH_CUDA := $(if $(filter auto,$(CUDA)),$(if $(NVCC),1),$(filter 1,$(CUDA)))
+ifneq (,$(and $(WITH_CUDA),$(if $(NVCC),,1)))
+$(error CUDA=1: expected nvcc on the PATH or in /usr/local/cuda/bin, found none: install it, or give CUDA=0)
+endif
+CU := $(wildcard kernels/cuda/*.cu)
+# Code for these cards (80 86 89 90: all), and PTX for later ones. Without a choice: the card that is here, or sm_86.
+CUDA_ARCHS ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u | tr '\n' ' '),86)
+ARCHS = $(if $(filter all,$(CUDA_ARCHS)),80 86 89 90,$(CUDA_ARCHS))
+NVCC_FLAGS = -std=c++20 -O3 -I. -Xcompiler -Wall,-Wextra $(if $(WERROR),-Werror all-warnings) \
+  $(foreach a,$(ARCHS),-gencode arch=compute_$(a)$(,)code=sm_$(a)) \
+  -gencode arch=compute_$(lastword $(ARCHS))$(,)code=compute_$(lastword $(ARCHS))
+ifneq (,$(WITH_CUDA))
+CUDA_OBJ = $(CU:%.cu=$(BUILD)/%.o)
+CUDA_LIBS = -L$(abspath $(dir $(NVCC))../lib64) -lcudart_static -lrt -ldl
+$(BUILD)/kernels/backend.o: ISA = -DQUEST_CUDA
+endif
+$(BUILD)/kernels/backend.o: $(BUILD)/cuda_flags
+# The same files for tests/all, which has no other GPU: compiled by $(CXX), executed by tests/cuda/emulator.h. (All of
+# matmul.cu stands in tests/cuda/matmul_test.cpp, which looks at its parts.)
+EMULATED = $(patsubst %.cu,$(BUILD)/emulated/%.o,$(filter-out kernels/cuda/matmul.cu,$(CU)))
+
 SRC := $(filter-out tools/main.cpp,$(wildcard $(addsuffix /*.cpp,kernels/base kernels model sampling index train tools)))
 TEST_SRC := $(wildcard tests/*.cpp $(addprefix tests/,kernels/*.cpp model/*.cpp sampling/*.cpp index/*.cpp train/*.cpp) \
-  tests/tools/*_test.cpp tests/fuzz/*_test.cpp)
+  tests/cuda/*.cpp tests/tools/*_test.cpp tests/fuzz/*_test.cpp)
 PROGRAMS := $(filter-out %_test,$(basename $(notdir $(wildcard tests/tools/*.cpp))))
-OBJ = $(SRC:%.cpp=$(BUILD)/%.o)
+OBJ = $(SRC:%.cpp=$(BUILD)/%.o) $(CUDA_OBJ)
 TEST_OBJ = $(TEST_SRC:%.cpp=$(BUILD)/%.o)
-ALL_OBJ = $(OBJ) $(BUILD)/tools/main.o $(TEST_OBJ) $(PROGRAMS:%=$(BUILD)/tests/tools/%.o) $(BUILD)/tests/fuzz/fuzz.o
+ALL_OBJ = $(OBJ) $(EMULATED) $(BUILD)/tools/main.o $(TEST_OBJ) $(PROGRAMS:%=$(BUILD)/tests/tools/%.o) $(BUILD)/tests/fuzz/fuzz.o
 
 $(QUEST): $(OBJ) $(BUILD)/tools/main.o
 	@echo "  LINK  $@"
 	$(Q)$(CXX) $(FLAGS) $^ -o $@ $(LDLIBS)
 
-$(BUILD)/tests/all: $(OBJ) $(TEST_OBJ)
+$(BUILD)/tests/all: $(filter-out $(BUILD)/kernels/cuda/% $(BUILD)/kernels/backend.o,$(OBJ)) $(EMULATED) $(TEST_OBJ)
 	@echo "  LINK  $@"
 	$(Q)$(CXX) $(FLAGS) $^ -o $@ $(LDLIBS) -lgtest
 
@@ -67,6 +91,24 @@ $(BUILD)/%.o: %.cpp $(BUILD)/flags
 	@echo "  CXX   $<"
 	$(Q)$(CXX) $(FLAGS) $(ISA) -MMD -MP -c $< -o $@
 
+$(CUDA_OBJ): $(BUILD)/%.o: %.cu $(BUILD)/flags $(BUILD)/cuda_flags
+	@mkdir -p $(@D)
+	@echo "  NVCC  $<"
+	$(Q)$(NVCC) -ccbin $(CXX) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -MT $@ -c $< -o $@
+
+$(BUILD)/tests/cuda/%.o: ISA += -DQUEST_EMULATE
+$(EMULATED): $(BUILD)/emulated/%.o: %.cu $(BUILD)/flags
+	@mkdir -p $(@D)
+	@echo "  CXX   $<"
+	$(Q)$(CXX) $(FLAGS) -O1 -DQUEST_EMULATE -MMD -MP -x c++ -c $< -o $@
+
+# Every kernel for every card, with what it takes of a multiprocessor; needs no GPU. A spill fails.
+$(BUILD)/cuda_compile/%.txt: %.cu $(wildcard kernels/cuda/*.h kernels/cuda/*.cuh kernels/*.h)
+	@mkdir -p $(@D)
+	@echo "  NVCC  $< for sm_80 86 89 90"
+	$(Q)$(NVCC) -ccbin $(CXX) $(NVCC_FLAGS) -Xptxas -v -c $< -o $(@:.txt=.o) >$@.tmp 2>&1 || { cat $@.tmp; exit 1; }
+	@mv $@.tmp $@
+
 $(BUILD)/faults.so $(BUILD)/heap_faults.so: $(BUILD)/%.so: tests/%.c $(BUILD)/flags
 	@echo "  CXX   $<"
 	$(Q)$(CXX) -x c -std=gnu11 -O1 -Wall -Wextra -Werror -shared -fPIC $< -o $@ -ldl
@@ -75,12 +117,15 @@ $(BUILD)/faults.so $(BUILD)/heap_faults.so: $(BUILD)/%.so: tests/%.c $(BUILD)/fl
 $(BUILD)/flags: FORCE
 	@mkdir -p $(@D)
 	@echo '$(CURDIR) $(CXX) $(FLAGS)' | cmp -s - $@ || echo '$(CURDIR) $(CXX) $(FLAGS)' >$@
+$(BUILD)/cuda_flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(CUDA_LIBS) $(NVCC) $(NVCC_FLAGS)' | cmp -s - $@ || echo '$(CUDA_LIBS) $(NVCC) $(NVCC_FLAGS)' >$@
 FORCE:
 
 -include $(ALL_OBJ:.o=.d)
 
 # -- libraries: one preprocessor call says which headers are missing ---------------------------------------------------
-ifneq (,$(filter-out clean help size layers,$(or $(MAKECMDGOALS),all)))
+ifneq (,$(filter-out clean help size layers cuda-compile,$(or $(MAKECMDGOALS),all)))
 HEADERS = zlib1g-dev:zlib.h libsimdjson-dev:simdjson.h libutf8proc-dev:utf8proc.h libhnswlib-dev:hnswlib/hnswlib.h \
   $(if $(filter test tests mutants %/tests/all,$(MAKECMDGOALS)),libgtest-dev:gtest/gtest.h)
 PROBE = \
@@ -106,7 +151,7 @@ endif
 endif
 
 # -- what a person asks for --------------------------------------------------------------------------------------------
-.PHONY: FORCE libraries all test tests size layers mutants fuzz clean help
+.PHONY: FORCE libraries all test tests cuda-compile size layers mutants fuzz clean help
 .DEFAULT_GOAL := all
 all: $(QUEST)
 	@$(if $(MAKECMDGOALS),,echo "$(QUEST) is ready; try: ./$(QUEST) help")
@@ -115,6 +160,10 @@ tests: $(QUEST) $(BUILD)/tests/all $(BUILD)/faults.so $(BUILD)/heap_faults.so
 
 test: tests
 	@$(BUILD)/tests/all $(if $(TEST),--gtest_filter='$(TEST)')
+
+cuda-compile: ARCHS = 80 86 89 90
+cuda-compile: $(CU:%.cu=$(BUILD)/cuda_compile/%.txt)
+	@awk -f tests/cuda/resources.awk $^
 
 size:
 	@sh tests/size.sh
@@ -127,7 +176,7 @@ mutants: $(BUILD)/tools/mutants
 
 fuzz:
 	@command -v clang++ >/dev/null || { echo "make fuzz needs clang++: apt-get install clang"; exit 4; }
-	@$(MAKE) MAKELEVEL=0 BUILD=build/fuzz CXX=clang++ CXXFLAGS='-O1 -g -Wno-unknown-warning-option \
+	@$(MAKE) MAKELEVEL=0 BUILD=build/fuzz CUDA=0 CXX=clang++ CXXFLAGS='-O1 -g -Wno-unknown-warning-option \
 	  -Wno-ignored-optimization-argument -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all' build/fuzz/tools/fuzz
 	@sh tests/fuzz/run.sh $(or $(FUZZ_TIME),60) $(FUZZ)
 
@@ -138,6 +187,7 @@ help:
 	@echo "make                    build ./quest (installs missing libraries where it may; DEPS=0 only names them)"
 	@echo "make test               build and run every test; TEST='Suite.*' chooses; ends: N passed, N failed, N skipped"
 	@echo "make SAN=1 test         the same under the address and undefined-behaviour sanitizers"
+	@echo "make cuda-compile       every CUDA kernel for sm_80, 86, 89, 90: registers, shared memory; a spill fails; needs no GPU"
 	@echo "make size               lines of code by folder, without tests, blank lines and comments"
 	@echo "make layers             check which folder includes which (part of make test)"
 	@echo "make mutants            break the arithmetic in every way that should make a test fail (hours);"
@@ -145,3 +195,4 @@ help:
 	@echo "make fuzz               break the parsers with libFuzzer (clang), FUZZ_TIME=60 seconds each; FUZZ=gguf one of them"
 	@echo "make clean              remove build/ and ./quest; run folders stay"
 	@echo "Variables: CXX=g++-12  CXXFLAGS='-O3 -g1'  WERROR=1 warnings are errors  V=1 whole commands  -j2 two jobs"
+	@echo "           CUDA=0 without the GPU backend, CUDA=1 only with it  CUDA_ARCHS='86 90' or all: code for these cards"

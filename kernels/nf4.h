@@ -8,8 +8,6 @@
 
 namespace quest {
 
-constexpr int64_t nf4_block = 64, nf4_nested_block = 256;
-
 extern const float nf4_book[16];            // value of a code
 const std::vector<float>& nf4_scale_map();  // [256] value of a scale's code, ascending
 

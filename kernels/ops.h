@@ -23,6 +23,7 @@ namespace quest {
 
 class Threads;
 class Arena;
+class Device;
 
 enum class Type : uint8_t {
   f32,
@@ -36,7 +37,10 @@ enum class Type : uint8_t {
   q4_k,
   q5_k,
   q6_k,  // GGUF's blocks
-  nf4,   // a view's data is an Nf4 (tile_math.h)
+  nf4,    // a view's data is an Nf4 (blocks.h)
+  gptq2,  // so many bits; a view's data is a Gptq (blocks.h). The CPU's kernels do not know these
+  gptq3,
+  gptq4,
   ref_double,
   ref_complex
 };
@@ -58,7 +62,8 @@ struct Format {
 constexpr Format formats[] = {{"F32", 1, 4},      {"F16", 1, 2},      {"BF16", 1, 2},     {"Q4_0", 32, 18},
                               {"Q4_1", 32, 20},   {"Q5_0", 32, 22},   {"Q5_1", 32, 24},   {"Q8_0", 32, 34},
                               {"Q4_K", 256, 144}, {"Q5_K", 256, 176}, {"Q6_K", 256, 210}, {"", 2, 1},
-                              {"", 1, 8},         {"", 1, 16}};
+                              {"", 4, 1},         {"", 32, 12},       {"", 2, 1},       {"", 1, 8},
+                              {"", 1, 16}};
 constexpr const Format& format_of(Type type) { return formats[static_cast<int>(type)]; }
 // The type that a GGUF or a tensor file calls so; nothing for other names.
 inline std::optional<Type> type_named(std::string_view name) {
@@ -123,20 +128,33 @@ struct Ops;
 struct Context {
   const Ops* ops;
   Threads* threads;
-  Arena* arena;             // scratch; every op leaves it as it found it
-  double* flops = nullptr;  // where a pass counts its work, or nowhere
-  double* again = nullptr;  // the same for what it does a second time, because memory was short
+  Arena* arena;              // matrices; every op leaves it as it found it
+  double* flops = nullptr;   // where a pass counts its work, or nowhere
+  double* again = nullptr;   // the same for what it does a second time, because memory was short
+  Arena* host = nullptr;     // what only the host reads, where the arena is a GPU's
+  Device* device = nullptr;  // whose memory the arena is: a GPU, or nobody's (the CPU, or a rehearsal)
+
+  Arena& bookkeeping() const { return host ? *host : *arena; }
 };
 
 struct KernelPath;  // matmul.h
 
+// Where data lies: a View, and what a pointer of the lines below points to, is in the arena's memory. On the
+// CPU that is the host's; on a GPU only `bring` and `fetch` reach it, and what `embed` reads stays on the
+// host. Ops that name scratch in the arena do so in a rehearsal too.
 struct Ops {
   const char* path;  // name of the kernel path, recorded in every run
-  const KernelPath* kernel_path;
+  const KernelPath* kernel_path;  // of the CPU
   Type activation, accumulator;
   bool int8 = false;  // linear layers in 8 bits: for passes that are not run backward
+  bool apart;  // the arena is a GPU's memory
 
-  // x[i] = table[ids[i]]                                             table [V,d] packed, x [R,d] acc
+  // What the host wrote, where the ops see it: the data itself, or a copy in the arena under this name.
+  const void* (*bring)(const Context&, const void* data, size_t bytes, const char* name);
+  // to = from, when all that was asked for before is done; nothing where they are the same.
+  void (*fetch)(const Context&, const void* from, size_t bytes, void* to);
+
+  // x[i] = table[ids[i]]; table and ids on the host                  table [V,d] packed, x [R,d] acc
   void (*embed)(const Context&, View table, const int32_t* ids, View x);
   // y[i] = x[rows[i]]                                                acc, acc
   void (*gather)(const Context&, View x, const int32_t* rows, View y);
@@ -164,6 +182,7 @@ struct Ops {
   void (*rope_backward)(const Context&, View dy, const int32_t* positions, Turns, View dx);
 
   // out = softmax(q k^T / sqrt(D)) v over [context][own rows up to the query's]; head h uses kv head h/(H/G)
+  // Groups in the order of their rows, and each has a query, or none has.
   // q [Q,H*D] act, kv [R,2*G*D] act, out [Q,H*D] act
   void (*attention)(const Context&, Heads, int64_t layer, const Group*, int64_t groups, View q, View kv,
                     View out);
@@ -208,6 +227,20 @@ struct Ops {
   // p, g, m, v [K,d] acc
   void (*adamw)(const Context&, View p, View g, View m, View v, View norm, double clip, AdamW);
 };
+
+template <class T>
+const T* bring(const Context& c, const T* data, int64_t count, const char* name) {
+  return static_cast<const T*>(c.ops->bring(c, data, count * sizeof(T), name));
+}
+// A matrix without holes between its rows, or an absent one. An op may write to it, for fetch().
+inline View bring(const Context& c, View v, const char* name) {
+  const size_t bytes = v.rows * row_bytes(v.type, v.cols);
+  if (c.ops->apart) v.data = const_cast<void*>(c.ops->bring(c, v.data, bytes, name));
+  return v;
+}
+inline void fetch(const Context& c, const View& from, const View& to) {
+  c.ops->fetch(c, from.data, to.rows * row_bytes(to.type, to.cols), to.data);
+}
 
 // Kernel paths, best first: "avx512bf16", "avx512", "avx2", "portable". path == nullptr: the best of this
 // machine; throws Error(usage) for one that it lacks. activation: bf16 or f32.

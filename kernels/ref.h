@@ -19,7 +19,7 @@ namespace quest::ref {
 inline double real(double x) { return x; }
 inline double real(const std::complex<double>& x) { return x.real(); }
 
-// ---- weights, decoded one by one; the blocks are described in tile_math.h, by ggml and by bitsandbytes
+// ---- weights, decoded one by one; the bytes are described in blocks.h
 
 inline double half(const unsigned char* p) {  // IEEE 754 binary16
   const int bits = p[0] | p[1] << 8, exponent = bits >> 10 & 31, fraction = bits & 1023;
@@ -44,6 +44,16 @@ inline double weight(const View& w, int64_t row, int64_t col) {
     const float scale =
         n.absmax ? n.absmax[at / 64] : n.scale_map[n.scale_codes[at / 64]] * n.nested[at / 16384] + n.offset;
     return n.book[n.codes[at / 2] >> (1 - at % 2) * 4 & 15] * scale;
+  }
+  if (w.type >= Type::gptq2 && w.type <= Type::gptq4) {
+    const auto& g = *static_cast<const Gptq*>(w.data);
+    const int64_t bits = static_cast<int>(w.type) - static_cast<int>(Type::gptq2) + 2;
+    const int64_t groups = (w.cols + g.group - 1) / g.group, of = row * groups + col / g.group;
+    int code = 0;
+    for (int64_t i = 0, from = at * bits; i < bits; ++i)
+      code |= static_cast<int>(g.codes[(from + i) / 32] >> (from + i) % 32 & 1) << i;
+    const int zero = g.zeros ? g.zeros[of] : 1 << (bits - 1);
+    return half(reinterpret_cast<const unsigned char*>(g.scales + of)) * (code - zero);
   }
   const bool large = w.type >= Type::q4_k;
   const int64_t e = large ? at % 256 : at % 32, j = e / 32, l = e % 32;
@@ -431,6 +441,8 @@ constexpr Ops ref_ops() {
   o.activation = o.accumulator = sizeof(T) == 4   ? Type::f32
                                  : sizeof(T) == 8 ? Type::ref_double
                                                   : Type::ref_complex;
+  o.bring = [](const Context&, const void* data, size_t, const char*) { return data; };
+  o.fetch = [](const Context&, const void*, size_t, void*) {};  // what was brought is the data itself
   set<R::embed>(o.embed), set<R::gather>(o.gather), set<R::gather_backward>(o.gather_backward);
   set<R::add>(o.add), set<R::zero>(o.zero);
   set<R::rmsnorm>(o.rmsnorm), set<R::rmsnorm_backward>(o.rmsnorm_backward);

@@ -1,6 +1,5 @@
 // The backward pass: the mirror of forward.cpp, call for call, in reverse. Weights are frozen, so every
 // linear layer passes only dX = dY . W on, and no linear input is kept.
-#include "kernels/base/arena.h"
 #include "model/pass.h"
 
 namespace quest {

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "kernels/base/arena.h"
-
 namespace quest {
 
 // A pass with its input: each group is a text's tokens behind `context`, or, of_prompt, a copy of the prompt
@@ -13,7 +11,7 @@ static Pass begin(const Encoder& e, const Text* texts, int64_t n, bool of_prompt
                   int32_t pooled, int64_t spacing, KeyValues store) {
   const Context& c = e.context;
   Batch b;
-  Arena& arena = *c.arena;
+  Arena& arena = c.bookkeeping();
   Group* groups = arena.array<Group>(n, "bookkeeping/groups");
   Group* last = arena.array<Group>(n, "bookkeeping/groups, last layer");
   for (int64_t t = 0; t < n; ++t) {
@@ -36,11 +34,16 @@ static Pass begin(const Encoder& e, const Text* texts, int64_t n, bool of_prompt
       rows[last[t].query + pooled_row] = row;
       query_positions[last[t].query + pooled_row] = positions[row];
     }
-  b.groups = groups, b.pooled = last, b.count = n;
-  b.ids = ids, b.positions = positions, b.query_rows = rows, b.query_positions = query_positions;
+  b.count = n;
+  b.groups = bring(c, groups, n, "rows/groups");
+  b.pooled = bring(c, last, n, "rows/groups, last layer");
+  b.positions = bring(c, positions, b.rows, "rows/positions");
+  b.query_rows = bring(c, rows, b.queries, "rows/query rows");
+  b.query_positions = bring(c, query_positions, b.queries, "rows/query positions");
+  if (of_prompt) b.ids = bring(c, ids, b.rows, "rows/prompt rows");
   const Pass p = begin_pass(e.model, c, b, spacing, store);
   if (of_prompt)
-    c.ops->gather(c, e.prompt, ids, p.layer[0].input);
+    c.ops->gather(c, e.prompt, b.ids, p.layer[0].input);
   else
     c.ops->embed(c, e.model.embedding, ids, p.layer[0].input);
   return p;
@@ -60,20 +63,21 @@ Pass prefix_pass(const Encoder& e, int64_t spacing) {
 
 void text_pass(const Encoder& e, Text* texts, int64_t n, KeyValues store, View last, View mean) {
   const Context& c = e.context;
-  Scratch scope(*c.arena);
+  Scope scope(c);
   const int32_t pooled = mean.data ? INT32_MAX : last.data ? 1 : 0;
   const Pass p = begin(e, texts, n, false, {}, pooled, forward_only, store);
   View h = new_acc(c, p.batch.queries, e.model.width, "activations/final norm");
   forward(p, h);
   if (mean.data) c.ops->pool(c, p.batch.pooled, n, h, mean);
-  int32_t* rows = c.arena->array<int32_t>(last.data ? n : 0, "bookkeeping/last rows");
+  int32_t* rows = c.bookkeeping().array<int32_t>(last.data ? n : 0, "bookkeeping/last rows");
   const int64_t bytes = key_value_bytes(e.model, c.ops->activation);
-  for (int64_t t = 0; t < n; ++t) {
-    const Group& g = p.batch.pooled[t];
-    if (last.data) rows[t] = g.query + g.queries - 1;
-    texts[t].kv = {store.data + g.row * bytes, store.layer_bytes, g.rows};
+  int32_t row = 0, query = 0;
+  for (int64_t t = 0; t < n; row += texts[t++].count) {
+    query += std::min(texts[t].count, pooled);
+    if (last.data) rows[t] = query - 1;
+    texts[t].kv = {store.data + row * bytes, store.layer_bytes, texts[t].count};
   }
-  if (last.data) c.ops->gather(c, h, rows, last);
+  if (last.data) c.ops->gather(c, h, bring(c, rows, n, "rows/last rows"), last);
 }
 
 Pass embed_pass(const Encoder& e, const Text* texts, int64_t n, KeyValues prefix, int64_t spacing,
@@ -98,8 +102,8 @@ Text* with_keys_values(const Encoder& e, const Text* texts, int64_t n) {
   const Context& c = e.context;
   const auto lacks = [&](const Text& t) { return e.placement == Placement::suffix && !t.kv.data; };
   const int64_t count = std::count_if(texts, texts + n, lacks);
-  Text* copy = c.arena->array<Text>(n, "bookkeeping/texts");
-  Text* missing = c.arena->array<Text>(count, "bookkeeping/texts to run");
+  Text* copy = c.bookkeeping().array<Text>(n, "bookkeeping/texts");
+  Text* missing = c.bookkeeping().array<Text>(count, "bookkeeping/texts to run");
   std::copy_n(texts, n, copy);
   std::copy_if(copy, copy + n, missing, lacks);
   for (int64_t first = 0, each; first < count; first += each) {
@@ -118,10 +122,10 @@ Text* with_keys_values(const Encoder& e, const Text* texts, int64_t n) {
 
 void embed_texts(const Encoder& e, const Text* texts, int64_t n, View embeddings) {
   const Context& c = e.context;
-  Scratch scope(*c.arena);
+  Scope scope(c);
   const Pass prefix = prefix_pass(e, forward_only);
   for (int64_t first = 0, count; first < n; first += count) {
-    Scratch pass_scope(*c.arena);
+    Scope pass_scope(c);
     count = texts_per_pass(texts, first, n, e.rows);
     if (e.placement == Placement::suffix) {  // the pass runs the prompt's rows; texts to run wait in memory
       int64_t waiting = 0;

@@ -19,7 +19,7 @@ struct Encoder {
   const Context& context;
   Placement placement = Placement::none;
   Pooling pooling = Pooling::last;
-  View prompt;          // [K,d] acc; absent without a prompt
+  View prompt;          // [K,d] acc, as the ops see it; absent without a prompt
   int64_t rows = 1024;  // of one forward-only pass, about
 };
 

@@ -1,5 +1,4 @@
 // The forward pass of LLaMA over packed rows (see pass.h), written once against the op table.
-#include "kernels/base/arena.h"
 #include "model/pass.h"
 
 namespace quest {
@@ -28,7 +27,7 @@ Pass begin_pass(const Model& m, const Context& c, Batch b, int64_t spacing, KeyV
          stretch,
          new_acc(c, b.queries, m.width, "activations/output"),
          store,
-         c.arena->array<Activations>(m.layers, "bookkeeping/layers")};
+         c.bookkeeping().array<Activations>(m.layers, "bookkeeping/layers")};
   for (int64_t l = 0; l < m.layers; ++l) {
     Activations& a = p.layer[l];
     const bool first = l < stretch;

@@ -5,17 +5,24 @@
 // Rows of all groups stand packed, without padding. The last layer computes queries, attention and MLP only
 // for the query rows, from which embeddings are pooled.
 #pragma once
+#include "kernels/base/arena.h"
 #include "kernels/ops.h"
 #include "model/llama.h"
 
 namespace quest {
 
-struct Batch {
+// What both arenas of a context take inside the scope is free again behind it.
+struct Scope {
+  Scratch matrices, bookkeeping;
+  explicit Scope(const Context& c) : matrices(*c.arena), bookkeeping(c.bookkeeping()) {}
+};
+
+struct Batch {                    // its arrays: as the ops see them
   const Group* groups = nullptr;  // [count] every row is a query row
   const Group* pooled = nullptr;  // [count] the same groups in the last layer: only the Q query rows
   int64_t count = 0;
   int64_t rows = 0, queries = 0;             // R, Q
-  const int32_t* ids = nullptr;              // [R] token of each row, or row of the prompt
+  const int32_t* ids = nullptr;              // [R] the prompt's row of each row; nullptr: rows are tokens
   const int32_t* positions = nullptr;        // [R] rope position of each row
   const int32_t* query_rows = nullptr;       // [Q] row of each query row, ascending
   const int32_t* query_positions = nullptr;  // [Q] its position

@@ -21,10 +21,11 @@ Ops silent(Ops o) {
 }  // namespace
 
 Rehearsal::Rehearsal(const Ops& ops, int threads, bool list)
-    : context{&ops_, &threads_, &arena_, &flops_, &again_},
+    : context{&ops_, &threads_, &arena_, &flops_, &again_, ops.apart ? &host_ : nullptr},
       ops_(silent(ops)),
       threads_(threads, true),
-      arena_(addresses, true, list ? this : nullptr) {}
+      arena_(addresses, true, list ? this : nullptr),
+      host_(ops.apart ? addresses / 2 : 1, true) {}
 
 void Rehearsal::allocated(const What& w, std::byte*, size_t offset, size_t bytes) {
   const auto [at, is_new] = known_.try_emplace({w.name, offset, bytes}, plan_.entries.size());
@@ -68,6 +69,45 @@ std::vector<PlanEntry> weights_of(const Model& model) {
   const View& t = model.turns.table;
   entries.push_back(
       {"weights", "rotary table", "F32", t.rows, t.cols, 0, size_t(t.rows * t.cols * 4), 0, 0, 1});
+  return entries;
+}
+
+void bring_weights(const Context& c, Model& m) {
+  m.turns.table = bring(c, m.turns.table, "weights/rotary table");
+  each_weight(m, [&](View& w, int64_t layer, auto, auto, int64_t rows, int64_t cols) {
+    if (&w == &m.embedding) return;
+    const char* name = layer < 0 || rows == 1 ? "weights/norms" : "weights/linear layers";
+    if (w.type != Type::nf4) {
+      w = bring(c, w, name);
+      return;
+    }
+    const int64_t count = rows * cols, blocks = (count + nf4_block - 1) / nf4_block;
+    m.nf4.push_back(w.data ? *static_cast<const Nf4*>(w.data) : Nf4{});
+    Nf4& n = m.nf4.back();
+    n.codes = bring(c, n.codes, (count + 1) / 2, name);
+    n.book = bring(c, n.book, 16, "weights/code books");
+    if (n.absmax) {
+      n.absmax = bring(c, n.absmax, blocks, "weights/scales");
+    } else {
+      n.scale_codes = bring(c, n.scale_codes, blocks, "weights/scales");
+      n.scale_map = bring(c, n.scale_map, 256, "weights/code books");
+      n.nested = bring(c, n.nested, (blocks + nf4_nested_block - 1) / nf4_nested_block, "weights/scales");
+    }
+    w.data = const_cast<Nf4*>(bring(c, &n, 1, "weights/descriptions"));
+  });
+  if (c.ops->apart) m.quantized.clear();
+}
+
+std::vector<PlanEntry> brought_weights(const Ops& ops, Model model) {
+  Rehearsal rehearsal(ops, 1, true);
+  bring_weights(rehearsal.context, model);
+  std::map<std::string, PlanEntry> kinds;
+  for (const PlanEntry& part : rehearsal.plan().entries) {
+    PlanEntry& e = kinds.try_emplace(part.name, PlanEntry{part.group, part.name, "bytes"}).first->second;
+    e.bytes += (part.bytes + 63) & ~size_t{63}, e.rows = e.bytes, e.cols = 1, ++e.times;
+  }
+  std::vector<PlanEntry> entries;
+  for (const auto& [name, e] : kinds) entries.push_back(e);
   return entries;
 }
 

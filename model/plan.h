@@ -43,7 +43,7 @@ class Rehearsal : Witness {
 
   Ops ops_;
   Threads threads_;
-  Arena arena_;
+  Arena arena_, host_;
   double flops_ = 0, again_ = 0;
   int64_t time_ = 0;
   std::vector<size_t> live_;                                         // entries
@@ -52,7 +52,13 @@ class Rehearsal : Witness {
 };
 
 // The weights of a model by kind, as entries without a place in the arena. Mapped from a file they are no
-// memory of the process; on a GPU, or quantised when the model is loaded, they are.
+// memory of the process; quantised when the model is loaded, they are.
 std::vector<PlanEntry> weights_of(const Model&);
+
+// Brings the weights where the ops see them; the embedding table stays on the host.
+void bring_weights(const Context&, Model&);
+
+// What bring_weights takes of the arena, by kind.
+std::vector<PlanEntry> brought_weights(const Ops&, Model);
 
 }  // namespace quest

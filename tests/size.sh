@@ -8,12 +8,12 @@ cd "${1:-$here/..}" || exit
 export LC_ALL=C
 code=$(mktemp) long=$(mktemp)
 trap 'rm -f "$code" "$long"' EXIT
-find kernels model sampling index train tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' | sort |
+find kernels model sampling index train tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | sort |
   xargs awk -v limit=110 -f "$here/strip.awk" >"$code" 2>"$long"
 awk -F: -v goal=$goal -v most=$ratchet '
   { folder = $1; sub("/[^/]*$", "", folder); lines[folder]++; total++ }
   END {
-    count = split("kernels/base kernels model sampling index train tools", order, " ")
+    count = split("kernels/base kernels kernels/cuda model sampling index train tools", order, " ")
     for (i = 1; i <= count; ++i) printf "%6d  %s\n", lines[order[i]], order[i]
     printf "%6d  in all; the goal is %d, %d to go\n", total, goal, (total > goal ? total - goal : 0)
     exit total > most

@@ -213,7 +213,8 @@ class Bench {
     }
     View gradient = new_acc(shared, o.s.prompt_rows, engine.width(), "prompt/gradient");
     View loss = new_acc(shared, 1, 1, "loss/loss");
-    const StepShape shape{placement, Pooling::last, o.s.prompt_rows, B, length, o.s.rows, false, suffix};
+    const StepShape shape{placement, Pooling::last, o.s.prompt_rows, B,     length,
+                          o.s.rows,  false,         false,           suffix};
     const auto [policy, fits] = choose_policy(*engine.model, engine.ops, engine.threads.count(), shape,
                                               engine.arena->room(), o.s.micro, o.s.spacing);
     if (!fits)
@@ -374,7 +375,7 @@ class Bench {
 
 std::vector<Command> bench_commands() {
   const auto o = std::make_shared<BenchOptions>();
-  o->s.prompt_rows = 16;
+  o->s.prompt_rows = 16, o->s.device = "cpu";
   std::vector<Option> options =
       job_options(o->s, "model quant data length prompt-rows batch kernels threads rows micro spacing");
   options.insert(

@@ -77,7 +77,9 @@ int embed(const EmbedOptions& o, const std::vector<std::string>& arguments) {
 
 int export_prompt(const std::string& run, const std::string& out) {
   const Settings s = read_config(run);
-  const Engine engine(s);
+  Settings on_cpu = s;
+  on_cpu.device = "cpu";
+  const Engine engine(on_cpu);
   read_tensors(run + "/prompt.safetensors")
       .expect("model", engine.model->sha256, "keep the run's model in its place");
   OutFolder folder(out);
@@ -92,7 +94,7 @@ int export_prompt(const std::string& run, const std::string& out) {
 std::vector<Command> embed_commands() {
   const auto o = std::make_shared<EmbedOptions>();
   std::vector<Option> options = job_options(
-      o->settings, "model quant length pooling query-text label-text keep-empty kernels threads rows");
+      o->settings, "model quant length pooling query-text label-text keep-empty device kernels threads rows");
   options.insert(options.begin(),
                  {encoding_precision(o->settings),
                   {"run", 'r', &o->run, "DIR", "with the model, prompt and settings of a run"},

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <memory>
 
+#include "kernels/backend.h"
 #include "kernels/base/json.h"
 #include "tools/commands.h"
 #include "tools/run.h"
@@ -23,11 +24,13 @@ struct PlanOptions {
 struct Planner {
   const PlanOptions& o;
   std::unique_ptr<Model> model = load_shape(o.model, o.s.quant == "nf4");
-  Ops ops = cpu_ops(nullptr, o.s.activation());
+  Ops ops = o.gpu ? gpu_ops(o.s.activation()).value_or(cpu_ops(nullptr, o.s.activation()))
+                  : cpu_ops(nullptr, o.s.activation());
   int threads = static_cast<int>(o.s.threads);
   size_t cache = o.s.placement == "suffix" ? o.s.text_cache : 0;
   StepShape shape = step_shape(o.s, o.s.rows, o.s.length, cache > 0);
-  std::vector<PlanEntry> apart = weights_of(*model);  // from the arena
+  // Apart from what passes take.
+  std::vector<PlanEntry> apart = ops.apart ? brought_weights(ops, *model) : weights_of(*model);
   size_t apart_bytes = 0, budget = o.gpu ? o.gpu : o.memory ? o.memory : available_memory() / 10 * 8;
   Policy policy;
   Plan plan;
@@ -46,6 +49,8 @@ struct Planner {
       if (o.gpu || (s.quant == "nf4" && e.type == "NF4")) apart_bytes += e.bytes;
     if (cache)
       apart.push_back({"texts", "keys and values kept", "bytes", int64_t(cache), 1, 0, cache, 0, 0, 1});
+    if (ops.apart)  // not of the GPU's memory
+      apart.push_back({"host", "staging, pinned", "bytes", staging_bytes, 1, 0, staging_bytes, 0, 0, 1});
     apart_bytes += cache;
     const size_t room = budget - std::min(budget, apart_bytes);
     policy = choose_policy(*model, ops, threads, shape, room, s.micro, s.spacing).policy;
@@ -96,9 +101,10 @@ void print_table(const Planner& p) {
                                           : ", texts run in every step",
          describe(p.policy, 2 * s.pairs, m.layers).c_str());
   std::map<std::string, size_t> groups = p.plan.at_peak;
+  if (p.ops.apart) groups["host, pinned (not of the GPU)"] = staging_bytes;
   groups["weights, text cache"] = p.apart_bytes, groups["~ at the peak"] = peak;  // ~: last
   for (const auto& [group, bytes] : groups)
-    printf("%-20s %16zu %12s\n", group.c_str() + 2 * (group[0] == '~'), bytes, human_bytes(bytes).c_str());
+    printf("%-29s %16zu %12s\n", group.c_str() + 2 * (group[0] == '~'), bytes, human_bytes(bytes).c_str());
   printf("\n%s of %s: %s\n", human_bytes(peak).c_str(), human_bytes(p.budget).c_str(),
          peak <= p.budget
              ? ("fits, " + human_bytes(p.budget - peak) + " to spare").c_str()

@@ -66,6 +66,7 @@ struct Run {
   static Settings settings_of(const std::string& folder, int64_t threads) {
     Settings s = read_config(folder);
     s.threads = threads;
+    if (s.device != "cpu") s.device = "auto";  // where there is none, the CPU answers
     return s;
   }
   void add(std::string_view title, std::string_view content) {

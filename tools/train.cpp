@@ -54,6 +54,7 @@ std::vector<Option> job_options(Settings& s, const std::string& only) {
       {"sampler", 0, &s.sampler, "minhash|paper|uniform|first-m", "how training pairs are weighted"},
       {"first", 0, &s.first, "M", "labels of a query that --sampler first-m knows", 1},
       {"seed", 's', &s.seed, "N", "seed of the sample and of the order"},
+      {"device", 0, &s.device, "auto|cpu|gpu", "where the model runs; auto: on the GPU when there is one. No card has run it yet"},
       {"precision", 0, &s.precision, "bf16|f32", "of matmul operands and stored activations"},
       {"kernels", 0, &s.kernels, "PATH", "avx512bf16, avx512, avx2 or portable; without it the best"},
       {"threads", 't', &s.threads, "N", "threads; 0: all", 0, 1024},
@@ -70,7 +71,8 @@ std::vector<Option> job_options(Settings& s, const std::string& only) {
 }
 
 Option memory_option(int64_t& bytes) {
-  return {"memory", 0, &bytes, "SIZE", "memory of the process; without it 0.8 of what is available", 1};
+  return {"memory", 0, &bytes, "SIZE",
+          "memory of the process, or of the GPU; without it 0.8, or 0.95, of what is available", 1};
 }
 
 Option encoding_precision(Settings& s) {
@@ -102,7 +104,7 @@ static std::string value_of(const Option& o) {
 void require_same_job(const std::string& folder, Settings given, bool same_source) {
   Settings settings = read_config(folder);
   const std::vector<Option> was = job_options(settings), is = job_options(given);
-  std::string free = " kernels threads text-cache rows micro spacing ";
+  std::string free = " device kernels threads text-cache rows micro spacing ";
   if (!same_source) free += "data model ";
   for (size_t i = 0; i < was.size(); ++i)
     if (value_of(was[i]) != value_of(is[i]) && free.find(" " + was[i].name + " ") == free.npos)

@@ -6,6 +6,7 @@
 #include "kernels/base/error.h"
 #include "kernels/base/progress.h"
 #include "model/fetch.h"
+#include "model/plan.h"
 
 namespace quest {
 
@@ -23,15 +24,28 @@ bool interrupted() {
   return sigismember(&waiting, SIGINT) || sigismember(&waiting, SIGTERM);
 }
 
+static std::string device_of(const Settings& s) {
+  if (s.precision == "bf16") return s.device;
+  if (s.device == "gpu")
+    fail(Exit::usage, "--precision %s with --device gpu: the GPU multiplies in bf16; leave one of them out",
+         s.precision.c_str());
+  return "cpu";
+}
+
 Engine::Engine(const Settings& s, size_t bytes)
     : model(load_model(s.model.empty() ? default_model_path() : s.model, s.quant == "nf4")),
       tokenizer(new Tokenizer(read_vocabulary(model->path))),
       threads(s.threads),
-      memory(bytes ? bytes : available_memory() / 10 * 8),
+      device(open_device(device_of(s).c_str())),
+      memory(bytes    ? bytes
+             : device ? free_memory(*device) / 100 * 95
+                      : available_memory() / 10 * 8),
       loading(s.quant == "nf4" ? std::max(model->mlp, model->q_width()) * model->width * 4 : 0),
-      ops(cpu_ops(s.kernels.empty() ? nullptr : s.kernels.c_str(), s.activation())),
+      host_ops(cpu_ops(s.kernels.empty() ? nullptr : s.kernels.c_str(), s.activation())),
       context{&ops, &threads, nullptr, &flops, &again},
+      host{&host_ops, &threads, nullptr},
       rows(s.rows) {
+  ops = device ? *gpu_ops(s.activation()) : host_ops;
   if (tokenizer->size() > model->vocabulary)
     fail(Exit::input,
          "%s: expected a tokeniser of at most %ld tokens, as many as the embedding has rows, found %ld; pass "
@@ -39,15 +53,27 @@ Engine::Engine(const Settings& s, size_t bytes)
          model->path.c_str(), model->vocabulary, tokenizer->size());
   ops.int8 = s.precision == "int8";
   require_fitting(s);
+  if (!device) return;
+  arena = arena_on(*device, memory);
+  bookkeeping = std::make_unique<Arena>(available_memory() / 2);  // addresses: what is written is memory
+  context.arena = arena.get(), context.host = bookkeeping.get(), context.device = device.get();
+  bring_weights(context, *model);
+  fprintf(stderr, "device: %s; %s given, of which weights take %s\n", describe(*device),
+          human_bytes(memory).c_str(), human_bytes(arena->used()).c_str());
 }
 
-size_t Engine::room(size_t beside) const {
-  const size_t taken = program_bytes + heap_in_use() + std::max(beside, loading);
-  return memory - std::min(memory, taken);
+Taken Engine::taken(size_t beside) const {
+  if (device) return {0, arena->used(), 0};
+  return {program_bytes, heap_in_use(), std::max(beside, loading)};
 }
+
+size_t Engine::room(size_t beside) const { return memory - std::min(memory, taken(beside).all()); }
+
+size_t Engine::host_room() const { return device ? available_memory() / 10 * 8 : room(0); }
 
 void Engine::reserve(size_t bytes) {
-  malloc_trim(0);  // what loading freed
+  malloc_trim(0);      // what loading freed
+  if (device) return;  // it has all that there is
   arena = std::make_unique<Arena>(std::max<size_t>(bytes, 1));
   context.arena = arena.get();
 }
@@ -75,13 +101,13 @@ View Engine::view(const std::vector<float>& data) const {
 }
 
 void Engine::normalize(std::vector<float>& data, View mean) {
-  ops.normalize(context, view(data), mean.rows ? mean : View{}, view(data));
+  host_ops.normalize(host, view(data), mean.rows ? mean : View{}, view(data));
 }
 
 std::vector<float> Engine::mean_of(const std::vector<float>& data) const {
   std::vector<float> mean(width());
   const Group all{{}, 0, 0, 0, static_cast<int32_t>(std::ssize(data) / width())};
-  ops.pool(context, &all, 1, view(data), view(mean));
+  host_ops.pool(host, &all, 1, view(data), view(mean));
   return mean;
 }
 
@@ -89,13 +115,20 @@ std::vector<float> Engine::embed(const Encoder& encoder, const std::vector<Text>
                                  const std::vector<int32_t>& numbers, const char* label) {
   std::vector<float> out(numbers.size() * width());
   Progress progress(label, numbers.size(), "texts");
+  if (numbers.empty()) return out;
   int64_t first = 0;
   std::vector<Text> part;
+  Scope scope(context);
+  Encoder brought = encoder;
+  brought.prompt = bring(context, encoder.prompt, "prompt/rows");
   for (const int32_t& t : numbers) {
     part.push_back(texts[t]);
     const int64_t n = std::ssize(part);
     if (n < part_texts && &t != &numbers.back()) continue;
-    embed_texts(encoder, part.data(), n, rows_of(view(out), first, n));
+    Scope part_scope(context);
+    const View to = rows_of(view(out), first, n), e = bring(context, to, "texts/embeddings");
+    embed_texts(brought, part.data(), n, e);
+    fetch(context, e, to);
     part.clear();
     first += n;
     progress.add(n);

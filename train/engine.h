@@ -4,7 +4,7 @@
 #include <memory>
 #include <vector>
 
-#include "kernels/base/arena.h"
+#include "kernels/backend.h"
 #include "kernels/base/threads.h"
 #include "model/encode.h"
 #include "model/tokenizer.h"
@@ -23,28 +23,39 @@ struct Stopped {};   // thrown between two pieces of work that a later --resume 
 constexpr size_t program_bytes = 24 << 20;
 constexpr int64_t part_texts = 256;  // texts that are embedded at once
 
+// What is taken already of the memory that the arena's passes and steps could have.
+struct Taken {
+  size_t program, loaded, results;
+  size_t all() const { return program + loaded + results; }
+};
+
 struct Engine {
-  // Loads the model; throws Error. memory: bytes that the process may take; 0: 0.8 of what is available.
+  // Loads the model; throws Error. memory: bytes that the process may take; 0: 0.8 of what is available. On a
+  // GPU: of its memory, 0.95 of what is free. All of that is asked for at once, and the weights are brought.
   explicit Engine(const Settings&, size_t memory = 0);
   void require_fitting(const Settings&) const;  // texts, prompt and lengths; throws Error(usage)
-  size_t room(size_t beside) const;             // bytes left when results take so many, or 0
+  Taken taken(size_t beside) const;             // when results take so many bytes of the host
+  size_t room(size_t beside) const;             // bytes left of the memory, or 0
+  size_t host_room() const;                     // bytes of the host that are left
   void reserve(size_t bytes);                   // makes the arena, before any text is embedded
 
   std::unique_ptr<Model> model;
   std::unique_ptr<Tokenizer> tokenizer;
   Threads threads;
-  size_t memory, loading;  // loading: bytes that the model took besides, while it was quantised
-  std::unique_ptr<Arena> arena;
-  Ops ops;
-  double flops = 0;  // counted so far: linear layers, 2 a weight and row
+  std::shared_ptr<Device> device;  // nullptr: the CPU
+  size_t memory, loading;          // loading: bytes that the model took besides, while it was quantised
+  std::unique_ptr<Arena> arena, bookkeeping;  // bookkeeping: of a GPU's context, on the host
+  Ops ops, host_ops;                          // host_ops: the CPU's
+  double flops = 0;                           // counted so far: linear layers, 2 a weight and row
   double again = 0;  // besides: what was done a second time, because memory was short
   Context context;
+  Context host;  // for ops on what the host has, of those that take no scratch
   int64_t rows;  // tokens of one pass
 
   int64_t width() const { return model->width; }
   Encoder encoder() const { return {.model = *model, .context = context, .prompt = {}, .rows = rows}; }
   Encoder encoder(const Settings&, View prompt) const;  // placement and pooling of the settings
-  // Embeddings [numbers,d] of some of the texts, so many at once.
+  // Embeddings [numbers,d] of some of the texts, so many at once. The encoder's prompt is on the host.
   std::vector<float> embed(const Encoder&, const std::vector<Text>& texts,
                            const std::vector<int32_t>& numbers, const char* label);
   // Makes rows [n,d] unit vectors; mean [1,d]: subtracted first, or [0,d].
@@ -78,11 +89,16 @@ inline int64_t cached_bytes(const Model& model, const Ops& ops, int64_t tokens) 
 }
 
 // text_pass of n texts that have so many tokens, their keys and values in the arena; returns their bytes.
+// last, mean: on the host.
 inline int64_t text_pass_into(const Encoder& e, Text* texts, int64_t n, int64_t tokens, View last,
                               View mean) {
-  const int64_t bytes = cached_bytes(e.model, *e.context.ops, tokens);
-  auto* store = e.context.arena->array<std::byte>(bytes, "texts/cached keys and values");
-  text_pass(e, texts, n, {store, bytes / e.model.layers, tokens}, last, mean);
+  const Context& c = e.context;
+  const int64_t bytes = cached_bytes(e.model, *c.ops, tokens);
+  auto* store = c.arena->array<std::byte>(bytes, "texts/cached keys and values");
+  Scope scope(c);
+  const View last_rows = bring(c, last, "texts/last rows"), means = bring(c, mean, "texts/means");
+  text_pass(e, texts, n, {store, bytes / e.model.layers, tokens}, last_rows, means);
+  fetch(c, last_rows, last), fetch(c, means, mean);
   return bytes;
 }
 

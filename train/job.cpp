@@ -95,7 +95,7 @@ struct Job {
       return [&](int64_t i) { return join_text(texts.title(rows[i]), texts.content(rows[i])); };
     };
     Tfidf tfidf(text_of(task_.data.train.texts, training.queries), training.labels(),
-                text_of(task_.data.labels, task_.labels), std::ssize(task_.labels), engine_.room(0));
+                text_of(task_.data.labels, task_.labels), std::ssize(task_.labels), engine_.host_room());
     const auto rank = [&](SparseRows dropped) {
       return tfidf.rank(text_of(to.split->texts, to.queries), std::ssize(to.queries), dropped, depth,
                         engine_.threads);
@@ -275,9 +275,12 @@ double measured_speed(Engine& engine, const Corpus& corpus) {
   const double counted = engine.flops;  // the probe is no work of a job
   while (n < std::ssize(corpus.texts) && tokens < 1000) tokens += corpus.texts[n++].count;
   for (int i = 0; i < 2; ++i) {
-    std::vector<float> e(n * engine.width());
+    std::vector<float> rows(n * engine.width());
+    Scope scope(engine.context);
+    const View e = bring(engine.context, engine.view(rows), "texts/embeddings");
     const double start = now_seconds();
-    embed_texts(engine.encoder(), corpus.texts.data(), n, engine.view(e));
+    embed_texts(engine.encoder(), corpus.texts.data(), n, e);
+    fetch(engine.context, e, engine.view(rows));
     seconds = now_seconds() - start;
   }
   engine.flops = counted;
@@ -332,14 +335,15 @@ bool run_jobs(const std::vector<RunFolder>& runs, size_t memory) try {
            std::max(all.slower, d.slower)};
   }
   engine.rows = all.rows;
-  const size_t heap = heap_in_use(), planned = program_bytes + heap + beside + all.peak + all.cache;
+  const Taken taken = engine.taken(beside);
   fprintf(
       stderr,
       "memory: %s given, %s planned: program %s, loaded %s, results %s, passes and steps %s, texts %s\n"
       "memory: passes of %ld tokens; a step does %.2f times the work that it would with all it could use\n",
-      human_bytes(engine.memory).c_str(), human_bytes(planned).c_str(), human_bytes(program_bytes).c_str(),
-      human_bytes(heap).c_str(), human_bytes(beside).c_str(), human_bytes(all.peak).c_str(),
-      human_bytes(all.cache).c_str(), all.rows, all.slower);
+      human_bytes(engine.memory).c_str(), human_bytes(taken.all() + all.peak + all.cache).c_str(),
+      human_bytes(taken.program).c_str(), human_bytes(taken.loaded).c_str(),
+      human_bytes(taken.results).c_str(), human_bytes(all.peak).c_str(), human_bytes(all.cache).c_str(),
+      all.rows, all.slower);
   shared.end("plan");
   for (Job& job : jobs) job.choose_tfidf();
   for (size_t i = 0; i < runs.size(); ++i) jobs[i].make_folder(runs[i].config);

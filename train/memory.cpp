@@ -30,10 +30,12 @@ struct Rehearsed {
   // Runs the pass; returns the bytes of arena that it took.
   size_t embed() {
     for (Text& t : texts) t.tokens = ids.data();
-    Scratch scope(*e.context.arena);
-    const Pass prefix = prefix_pass(e, forward_only);
+    Scope scope(e.context);
     const int64_t n = std::ssize(texts);
-    embed_pass(e, with_keys_values(e, texts.data(), n), n, prefix.own, forward_only, row(n));
+    e.prompt = bring(e.context, e.prompt, "prompt/rows");
+    const View rows = bring(e.context, row(n), "texts/embeddings");
+    const Pass prefix = prefix_pass(e, forward_only);
+    embed_pass(e, with_keys_values(e, texts.data(), n), n, prefix.own, forward_only, rows);
     return rehearsal.plan().peak;
   }
   size_t text_pass() {
@@ -74,15 +76,15 @@ size_t passes_bytes(const Engine& engine, const Settings& s, int64_t rows, int64
 }
 
 [[noreturn]] void too_little(const Engine& engine, size_t beside, size_t least) {
-  beside = std::max(beside, engine.loading);  // as Engine::room counts
-  const size_t heap = heap_in_use(), needed = program_bytes + heap + beside + least;
+  const auto [program, loaded, results] = engine.taken(beside);
+  const size_t needed = program + loaded + results + least;
   fail(Exit::machine,
        "memory: expected at least %zu bytes, %s for passes and steps, %s for results, %s for what is loaded "
        "and "
        "%s for the program, found %zu; give --memory %zu, or lower --batch or --length, or leave out --micro "
        "and --spacing",
-       needed, human_bytes(least).c_str(), human_bytes(beside).c_str(), human_bytes(heap).c_str(),
-       human_bytes(program_bytes).c_str(), engine.memory, needed);
+       needed, human_bytes(least).c_str(), human_bytes(results).c_str(), human_bytes(loaded).c_str(),
+       human_bytes(program).c_str(), engine.memory, needed);
 }
 
 }  // namespace

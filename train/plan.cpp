@@ -9,11 +9,16 @@ Plan plan_step(const Model& model, const Ops& ops, int threads, const StepShape&
   Rehearsal rehearsal(ops, threads, list);
   const Context& c = rehearsal.context;
   {
-    Scratch scope(*c.arena);
+    Scope scope(c);
     View prompt = new_acc(c, s.prompt_rows, model.width, "prompt/rows");
     View gradient = new_acc(c, s.prompt_rows, model.width, "prompt/gradient");
     View loss = new_acc(c, 1, 1, "loss/loss");
-    const BatchArrays a(*c.arena, s.pairs, s.symmetric);
+    float number = 0;  // stands for what is on the host
+    const View on_host{&number, Type::f32, s.prompt_rows, model.width, model.width};
+    bring(c, on_host, "prompt/first moments"), bring(c, on_host, "prompt/second moments");
+    bring(c, rows_of(on_host, 0, s.centred), "prompt/mean embedding");
+    bring(c, {&number, Type::f32, 1, 1, 1}, "prompt/length of the gradient");
+    const BatchArrays a(c.bookkeeping(), s.pairs, s.symmetric);
     const std::vector<int32_t> tokens(s.length);  // which the graph reads, and not the ops
     std::byte text{};                             // stands for keys and values, which only ops read
     const bool cached = s.placement == Placement::suffix && s.cached;
@@ -31,7 +36,7 @@ StepShape step_shape(const Settings& s, int64_t rows, int64_t longest, bool cach
   const int64_t length = std::min(s.length, longest);
   // Texts of full length must fill a pass as others may; one more stands for the bookkeeping of more texts.
   const int64_t full = (rows + 2 * length - 1) / length * length;
-  return {s.where(), s.pooled(), s.prompt_rows, s.batch, length, full, s.symmetric, cached};
+  return {s.where(), s.pooled(), s.prompt_rows, s.batch, length, full, s.symmetric, s.centre, cached};
 }
 
 std::vector<int64_t> spacings(const Model& model, int64_t wanted) {

@@ -11,7 +11,7 @@ struct StepShape {
   Placement placement = Placement::suffix;
   Pooling pooling = Pooling::last;
   int64_t prompt_rows = 4, pairs = 64, length = 64, rows = 1024;  // rows: tokens of a pass over texts
-  bool symmetric = false;
+  bool symmetric = false, centred = false;
   bool cached = true;  // suffix: the texts' keys and values are at hand
 };
 

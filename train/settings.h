@@ -48,8 +48,8 @@ struct Settings {
   int64_t first = 4;  // labels of a query that sampler first-m knows
   int64_t seed = 1;
 
-  // The machine: no influence on the bits of a result, but for precision and kernels.
-  std::string precision = "bf16", kernels;
+  // The machine: no influence on the bits of a result, but for device, precision and kernels.
+  std::string device = "cpu", precision = "bf16", kernels;
   int64_t threads = 0, text_cache = int64_t{4} << 30, rows = 1024;  // rows: tokens of one pass
   // How a step is divided (step.h): texts of a pass, layers from one kept input to the next. 0: as memory
   // allows.

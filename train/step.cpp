@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <new>
 
-#include "kernels/base/arena.h"
-
 namespace quest {
 
 namespace {
@@ -12,8 +10,14 @@ namespace {
 // e [T,d] -> loss and de [T,d]
 void contrast(const Context& c, const StepBatch& b, View e, View loss, View de) {
   const Ops& op = *c.ops;
-  const int64_t d = e.cols, U = std::ssize(b.queries), L = std::ssize(b.labels);
+  const int64_t d = e.cols, U = std::ssize(b.queries), L = std::ssize(b.labels), B = std::ssize(b.pairs);
   Scratch scope(*c.arena);
+  const int32_t* queries = bring(c, b.queries.data(), U, "batch/queries");
+  const int32_t* labels = bring(c, b.labels.data(), L, "batch/labels");
+  const Pair* pairs = bring(c, b.pairs.data(), B, "batch/pairs");
+  const uint8_t* hidden = bring(c, b.hidden, B * L, "batch/hidden labels");
+  const uint8_t* hidden_queries =
+      b.hidden_queries ? bring(c, b.hidden_queries, B * U, "batch/hidden queries") : nullptr;
   View u = new_acc(c, e.rows, d, "loss/unit embeddings"),
        du = new_acc(c, e.rows, d, "loss/d unit embeddings");
   View q = new_acc(c, U, d, "loss/queries"), dq = new_acc(c, U, d, "loss/d queries");
@@ -21,16 +25,16 @@ void contrast(const Context& c, const StepBatch& b, View e, View loss, View de) 
   View s = new_acc(c, U, L, "loss/similarities"), ds = new_acc(c, U, L, "loss/d similarities");
 
   op.normalize(c, e, b.mean, u);
-  op.gather(c, u, b.queries.data(), q);
-  op.gather(c, u, b.labels.data(), l);
+  op.gather(c, u, queries, q);
+  op.gather(c, u, labels, l);
   op.similarity(c, q, l, b.temperature, s);
-  op.contrastive(c, s, b.pairs.data(), std::ssize(b.pairs), b.hidden, b.hidden_queries, loss);
+  op.contrastive(c, s, pairs, B, hidden, hidden_queries, loss);
 
-  op.contrastive_backward(c, s, b.pairs.data(), std::ssize(b.pairs), b.hidden, b.hidden_queries, ds);
+  op.contrastive_backward(c, s, pairs, B, hidden, hidden_queries, ds);
   op.similarity_backward(c, ds, q, l, b.temperature, dq, dl);
   op.zero(c, du);
-  op.gather_backward(c, dl, b.labels.data(), du);
-  op.gather_backward(c, dq, b.queries.data(), du);
+  op.gather_backward(c, dl, labels, du);
+  op.gather_backward(c, dq, queries, du);
   op.normalize_backward(c, du, e, b.mean, de);
 }
 
@@ -58,7 +62,7 @@ void loss_and_gradient(const Encoder& e, const StepBatch& b, const Policy& polic
   const Ops& op = *c.ops;
   const int64_t d = e.model.width, T = std::ssize(b.texts), micro = std::min(policy.micro, T);
   const int64_t passes = (T + micro - 1) / micro, held = std::min(policy.held, passes);
-  Scratch scope(*c.arena);
+  Scope scope(c);
   View embeddings = new_acc(c, T, d, "loss/embeddings"), de = new_acc(c, T, d, "loss/d embeddings");
   const Pass prefix = prefix_pass(e, policy.spacing);
   PassGradients gradients;
@@ -74,15 +78,15 @@ void loss_and_gradient(const Encoder& e, const StepBatch& b, const Policy& polic
     const Text* texts = with_keys_values(e, b.texts.data() + first, n);
     return embed_pass(e, texts, n, prefix.own, spacing, rows_of(embeddings, first, n));
   };
-  Pass* kept = c.arena->array<Pass>(held, "bookkeeping/passes");
+  Pass* kept = c.bookkeeping().array<Pass>(held, "bookkeeping/passes");
   for (int64_t i = 0; i < held; ++i) new (kept + i) Pass(run(i, policy.spacing));
   for (int64_t i = held; i < passes; ++i) {
-    Scratch pass_scope(*c.arena);
+    Scope pass_scope(c);
     run(i, forward_only);
   }
   contrast(c, b, embeddings, loss, de);
   for (int64_t i = 0; i < passes; ++i) {
-    Scratch pass_scope(*c.arena);
+    Scope pass_scope(c);
     const double before = c.flops ? *c.flops : 0;
     const Pass p = i < held ? kept[i] : run(i, policy.spacing);
     if (c.again) *c.again += *c.flops - before, *c.flops = before;

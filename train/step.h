@@ -6,7 +6,7 @@
 
 namespace quest {
 
-// A batch of pairs over distinct texts. A text may be a query and a label; it is encoded once.
+// A batch of pairs over distinct texts, on the host. A text may be a query and a label; it is encoded once.
 struct StepBatch {
   std::span<const Text> texts;               // [T]
   std::span<const int32_t> queries, labels;  // [U], [L] text of each query row, of each label row
@@ -14,7 +14,7 @@ struct StepBatch {
   const uint8_t* hidden = nullptr;           // [B,L] 1: not in this pair's denominator
   const uint8_t* hidden_queries = nullptr;   // [B,U]; nullptr: one way
   double temperature = 0.05;
-  View mean = {};  // [1,d] acc, subtracted before normalisation, or absent
+  View mean = {};  // [1,d] acc, as the ops see it: subtracted before normalisation, or absent
 };
 
 // Where a batch of B pairs stands, in the arena: as much as its 2 B rows may need.
@@ -37,7 +37,7 @@ struct Policy {
   int64_t spacing = keep_all;  // what a pass keeps (pass.h)
 };
 
-// loss [1,1] acc, dprompt [K,d] acc, both =. The bits do not depend on the policy.
+// loss [1,1] acc, dprompt [K,d] acc, both =, as the ops see them. The bits do not depend on the policy.
 void loss_and_gradient(const Encoder&, const StepBatch&, const Policy&, View loss, View dprompt);
 
 }  // namespace quest

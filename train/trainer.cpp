@@ -121,7 +121,7 @@ std::vector<float> Trainer::start_prompt() const {
   for (int64_t k = 0; k < K; ++k)
     chosen.push_back(settings_.placement == "prefix" ? ids[k % n] : ids[n - 1 - (K - 1 - k) % n]);
   std::vector<float> prompt(K * engine_.width());
-  engine_.ops.embed(engine_.context, engine_.model->embedding, chosen.data(), engine_.view(prompt));
+  engine_.host_ops.embed(engine_.host, engine_.model->embedding, chosen.data(), engine_.view(prompt));
   return prompt;
 }
 
@@ -180,7 +180,7 @@ Policy Trainer::policy() const {
   return policy;
 }
 
-double Trainer::step(std::vector<float>& gradient) {
+std::pair<float, float> Trainer::step(double rate) {
   const int64_t n = std::ssize(task_.pairs), B = std::min(settings_.batch, n);
   const int64_t per_epoch = n / B, epoch = state.step / per_epoch;
   if (epoch != order_epoch_) {  // a new order of the sample in every epoch
@@ -193,8 +193,9 @@ double Trainer::step(std::vector<float>& gradient) {
   }
   const int32_t* chosen = order_.data() + state.step % per_epoch * B;
 
-  Scratch scope(*engine_.arena);
-  const BatchArrays a(*engine_.arena, B, settings_.symmetric);
+  const Context& c = engine_.context;
+  Scope scope(c);
+  const BatchArrays a(c.bookkeeping(), B, settings_.symmetric);
   int64_t T = 0, U = 0, L = 0;  // distinct texts; query rows, label rows
   for (int64_t i = 0; i < B; ++i) {
     const int32_t query = place(a.numbers, T, task_.pair_texts[chosen[i]]);
@@ -216,11 +217,25 @@ double Trainer::step(std::vector<float>& gradient) {
   for (int64_t t = 0; t < T; ++t) a.texts[t] = cached_[a.numbers[t]];
   StepBatch b = a.batch(T, U, L, B);
   b.temperature = settings_.temperature;
-  if (!state.mean.empty()) b.mean = engine_.view(state.mean);
-  float loss = 0;
-  loss_and_gradient(engine_.encoder(settings_, engine_.view(state.prompt)), b, policy_, number_view(loss),
-                    engine_.view(gradient));
-  return loss;
+  float loss = 0, norm = 0;
+  const View host_prompt = engine_.view(state.prompt), host_m = engine_.view(state.m);
+  const View host_v = engine_.view(state.v), host_loss = number_view(loss), host_norm = number_view(norm);
+  const View prompt = bring(c, host_prompt, "prompt/rows");
+  const View gradient = bring(c, engine_.view(gradient_), "prompt/gradient");
+  const View loss_view = bring(c, host_loss, "loss/loss");
+  const View m = bring(c, host_m, "prompt/first moments"), v = bring(c, host_v, "prompt/second moments");
+  if (!state.mean.empty()) b.mean = bring(c, engine_.view(state.mean), "prompt/mean embedding");
+  const View norm_view = bring(c, host_norm, "prompt/length of the gradient");
+  loss_and_gradient(engine_.encoder(settings_, prompt), b, policy_, loss_view, gradient);
+  c.ops->norm(c, gradient, norm_view);
+  fetch(c, loss_view, host_loss), fetch(c, norm_view, host_norm);
+  if (!std::isfinite(loss) || !std::isfinite(norm))
+    fail(Exit::input, "%s: the loss of step %ld is not finite; lower --rate, or check the model file",
+         folder_.c_str(), state.step + 1);
+  c.ops->adamw(c, prompt, gradient, m, v, norm_view, settings_.clip,
+               {rate, 0.9, 0.999, 1e-8, settings_.decay, state.step + 1});
+  fetch(c, prompt, host_prompt), fetch(c, m, host_m), fetch(c, v, host_v);
+  return {loss, norm};
 }
 
 bool Trainer::resume() {
@@ -241,27 +256,20 @@ void Trainer::run() {
   cut_metrics(metrics_path, state.step);
   std::ofstream metrics(metrics_path, std::ios::app);
   const double warm = std::max(1.0, std::floor(settings_.warmup * steps));
-  std::vector<float> gradient(state.prompt.size());
+  gradient_.resize(state.prompt.size());
   policy_ = policy();
   Progress progress("training", steps - state.step, "steps");
   double saved = now_seconds();
   while (state.step < steps && !state.finished) {
-    const double begin = now_seconds(), work = engine_.flops, loss = step(gradient);
-    float norm = 0;
-    engine_.ops.norm(engine_.context, engine_.view(gradient), number_view(norm));
-    ++state.step;
-    if (!std::isfinite(loss) || !std::isfinite(norm))
-      fail(Exit::input, "%s: the loss of step %ld is not finite; lower --rate, or check the model file",
-           folder_.c_str(), state.step);
-    const double turn = static_cast<double>(state.step) / steps;
-    const double cosine = settings_.rate * std::min(1.0, state.step / warm) *
+    const double begin = now_seconds(), work = engine_.flops, number = state.step + 1;
+    const double turn = number / steps;
+    const double cosine = settings_.rate * std::min(1.0, number / warm) *
                           (0.05 + 0.95 * 0.5 * (1 + std::cos(std::numbers::pi * turn)));
     const double rate = settings_.constant ? settings_.rate : cosine;
-    engine_.ops.adamw(engine_.context, engine_.view(state.prompt), engine_.view(gradient),
-                      engine_.view(state.m), engine_.view(state.v), number_view(norm), settings_.clip,
-                      {rate, 0.9, 0.999, 1e-8, settings_.decay, state.step});
+    const auto [loss, norm] = step(rate);
+    ++state.step;
     JsonWriter line(true);
-    line.object().field("step", state.step).field("loss", loss).field("gradient_norm", double{norm});
+    line.object().field("step", state.step).field("loss", double{loss}).field("gradient_norm", double{norm});
     line.field("rate", rate);
     const bool validated = state.step % settings_.validate_every == 0 || state.step == steps;
     if (validated) {

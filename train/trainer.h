@@ -62,7 +62,7 @@ class Trainer {
 
  private:
   Policy policy() const;
-  double step(std::vector<float>& gradient);        // returns the loss
+  std::pair<float, float> step(double rate);        // returns the loss and the gradient's length
   bool positive(int32_t pair, int32_t text) const;  // hidden from the pair's denominator, unless its target
 
   Engine& engine_;
@@ -71,7 +71,8 @@ class Trainer {
   const std::vector<Text>& cached_;
   std::string folder_;
   Policy policy_;
-  std::vector<int32_t> order_;  // pairs of the current epoch
+  std::vector<float> gradient_;  // [K,d]
+  std::vector<int32_t> order_;   // pairs of the current epoch
   int64_t order_epoch_ = -1;
 };
 

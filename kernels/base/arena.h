@@ -46,8 +46,12 @@ class Arena {
     madvise(p, limit_, MADV_HUGEPAGE);
     base_ = static_cast<std::byte*>(p);
   }
+  // Memory of somebody else, who frees it.
+  Arena(std::byte* memory, size_t limit) : base_(memory), limit_(limit), witness_(nullptr), owned_(false) {}
   Arena(Arena&&) = delete;
-  ~Arena() { munmap(base_, limit_); }
+  ~Arena() {
+    if (owned_) munmap(base_, limit_);
+  }
 
   // 64-byte aligned, contents undefined; throws Error(machine), naming the limit, when the arena is full.
   void* allocate(size_t bytes, const What& what) {
@@ -89,6 +93,7 @@ class Arena {
   std::byte* base_;
   size_t limit_, used_ = 0, peak_ = 0;
   Witness* witness_;
+  bool owned_ = true;
 };
 
 // Frees on leaving the scope what was allocated inside it.

@@ -1,0 +1,24 @@
+// Which backends this program has: the CPU, and the GPU where it was built with CUDA.
+#pragma once
+#include <memory>
+#include <optional>
+
+#include "kernels/base/arena.h"
+#include "kernels/ops.h"
+
+namespace quest {
+
+// A GPU that is there, or nullptr for the CPU. wanted: "cpu", "gpu" (throws Error(machine) when it cannot be
+// had, and says why) or "auto" (the GPU where there is one; says why where there is one that cannot be used).
+std::shared_ptr<Device> open_device(const char* wanted);
+
+std::optional<Ops> gpu_ops(Type activation);  // nothing where the program was built without them
+
+// Of an opened device. Its memory is asked for once.
+size_t free_memory(const Device&);  // bytes
+std::unique_ptr<Arena> arena_on(Device&, size_t bytes);
+const char* describe(const Device&);
+
+constexpr size_t staging_bytes = 16 << 20;  // pinned memory of the host, through which all goes to a GPU
+
+}  // namespace quest
