@@ -89,6 +89,9 @@ int open(const char* path, int flags, ...) {
   va_end(args);
   return (flags & O_CREAT) && fails("open", path) ? -1 : NEXT(open)(path, flags, mode);
 }
+FILE* fopen(const char* path, const char* mode) {
+  return mode[0] == 'w' && fails("open", path) ? NULL : NEXT(fopen)(path, mode);
+}
 FILE* fopen64(const char* path, const char* mode) {
   return mode[0] == 'w' && fails("open", path) ? NULL : NEXT(fopen64)(path, mode);
 }
