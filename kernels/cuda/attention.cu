@@ -134,7 +134,7 @@ struct Softmax {
 };
 
 template <int parts>
-__global__ void __launch_bounds__(tile* warp) attention_kernel(Attention a, View out) {
+__global__ void __launch_bounds__(tile* warp, 2) attention_kernel(Attention a, View out) {
   DYNAMIC_SHARED(float, memory);
   const int64_t D = a.heads.size, head = blockIdx.y, share = a.heads.heads / a.heads.kv_heads;
   const Place place = queries_of(a);
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(tile* warp) attention_kernel(Attention a, View
 // dq = sum_j ds_j k_j with ds_j = p_j (dp_j - sum_i p_i dp_i) / sqrt(D). sums [Q,H,2]: of each query and head
 // the logarithm of the sum of exp(score), and sum_i p_i dp_i.
 template <int parts>
-__global__ void __launch_bounds__(tile* warp)
+__global__ void __launch_bounds__(tile* warp, 2)
     attention_backward_queries_kernel(Attention a, View dout, View dq, float* sums) {
   DYNAMIC_SHARED(float, memory);
   const int64_t D = a.heads.size, head = blockIdx.y, share = a.heads.heads / a.heads.kv_heads;
@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(tile* warp)
 // dk_j = sum_i ds_ij q_i, dv_j = sum_i p_ij dout_i: the kv head's heads one after another, queries ascending.
 // Keys of the context, `context` rows, when they are asked for: into contributions [groups,context,2*G*D].
 template <int parts>
-__global__ void __launch_bounds__(tile* warp)
+__global__ void __launch_bounds__(tile* warp, 2)
     attention_backward_keys_kernel(Attention a, View dout, const float* sums, View dkv, int64_t context,
                                    View contributions) {
   DYNAMIC_SHARED(float, memory);
@@ -266,8 +266,9 @@ __global__ void __launch_bounds__(tile* warp)
       __syncwarp();
     }
   if (!real) return;
-  const View& to = j < context ? contributions : dkv;
-  const int64_t row = j < context ? place.group * context + j : g.row + j - context;
+  View to = dkv;
+  int64_t row = g.row + j - context;
+  if (j < context) to = contributions, row = place.group * context + j;
   dk.store_to(to, row, column, D);
   dv.store_to(to, row, column + a.kv.cols / 2, D);
 }
