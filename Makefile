@@ -38,9 +38,8 @@ CUDA_LIBS = -L$(abspath $(dir $(NVCC))../lib64) -lcudart_static -lrt -ldl
 $(BUILD)/kernels/backend.o: ISA = -DQUEST_CUDA
 endif
 $(BUILD)/kernels/backend.o: $(BUILD)/cuda_flags
-# The same files for tests/all, which has no other GPU: compiled by $(CXX), executed by tests/cuda/emulator.h. (All of
-# matmul.cu stands in tests/cuda/matmul_test.cpp, which looks at its parts.)
-EMULATED = $(patsubst %.cu,$(BUILD)/emulated/%.o,$(filter-out kernels/cuda/matmul.cu,$(CU)))
+# The same files for tests/all, which has no other GPU: compiled by $(CXX), executed by tests/cuda/emulator.h.
+EMULATED = $(CU:%.cu=$(BUILD)/emulated/%.o)
 
 SRC := $(filter-out tools/main.cpp,$(wildcard $(addsuffix /*.cpp,kernels/base kernels model sampling index train tools)))
 TEST_SRC := $(wildcard tests/*.cpp $(addprefix tests/,kernels/*.cpp model/*.cpp sampling/*.cpp index/*.cpp train/*.cpp) \

@@ -1,10 +1,12 @@
 // LD_PRELOAD: makes the N-th allocation from the heap fail: malloc, calloc, realloc, aligned_alloc and posix_memalign,
-// of any thread.
+// of any thread. Counted from main() on: before it CUDA's runtime registers the kernels, and what it does without memory
+// is not ours.
 //
 //   HEAP_FAULT_AT     the one that fails, from 1; 0: none
 //   HEAP_FAULT_COUNT  a file that holds, when the program has ended, the number of allocations and the most bytes that
 //                     were in use at once
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <malloc.h>
@@ -23,10 +25,22 @@ void __libc_free(void*);
 static atomic_long allocations, in_use, most;
 static long failing;
 
-__attribute__((constructor)) static void start(void) {
+typedef int Main(int, char**, char**);
+static Main* program;
+
+static int start(int argc, char** argv, char** environment) {
   const char* at = getenv("HEAP_FAULT_AT");
-  atomic_store(&allocations, 0);  // the loader's do not count
+  atomic_store(&allocations, 0);
   failing = at ? atol(at) : 0;
+  return program(argc, argv, environment);
+}
+
+int __libc_start_main(Main* function, int argc, char** argv, void (*begin)(void), void (*finish)(void),
+                      void (*loader)(void), void* stack) {
+  int (*real)(Main*, int, char**, void (*)(void), void (*)(void), void (*)(void), void*);
+  *(void**)&real = dlsym(RTLD_NEXT, "__libc_start_main");
+  program = function;
+  return real(start, argc, argv, begin, finish, loader, stack);
 }
 
 __attribute__((destructor)) static void end(void) {

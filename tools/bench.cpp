@@ -209,8 +209,8 @@ class Bench {
     }
     View gradient = new_acc(shared, o.s.prompt_rows, engine.width(), "prompt/gradient");
     View loss = new_acc(shared, 1, 1, "loss/loss");
-    const StepShape shape{
-        placement, Pooling::last, o.s.prompt_rows, B, length, o.s.rows, false, false, suffix};
+    const StepShape shape{placement, Pooling::last, o.s.prompt_rows, B,     length,
+                          o.s.rows,  false,         false,           suffix};
     const auto [policy, fits] = choose_policy(*engine.model, engine.ops, engine.threads.count(), shape,
                                               engine.arena->room(), o.s.micro, o.s.spacing);
     if (!fits)

@@ -42,9 +42,7 @@ __device__ Row seen_row(const Attention& a, const Group& g, int64_t j, int64_t c
   return row_of(a.kv, g.row + j - context, column);
 }
 // How many of them query i of the group sees.
-__device__ int64_t seen_by(const Group& g, int64_t i) {
-  return g.context.rows + g.rows - g.queries + i + 1;
-}
+__device__ int64_t seen_by(const Group& g, int64_t i) { return g.context.rows + g.rows - g.queries + i + 1; }
 
 __device__ int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -136,7 +134,7 @@ struct Softmax {
 };
 
 template <int parts>
-__global__ void __launch_bounds__(tile* warp) attention_kernel(Attention a, View out) {
+__global__ void __launch_bounds__(tile* warp, 2) attention_kernel(Attention a, View out) {
   DYNAMIC_SHARED(float, memory);
   const int64_t D = a.heads.size, head = blockIdx.y, share = a.heads.heads / a.heads.kv_heads;
   const Place place = queries_of(a);
@@ -169,7 +167,7 @@ __global__ void __launch_bounds__(tile* warp) attention_kernel(Attention a, View
 // dq = sum_j ds_j k_j with ds_j = p_j (dp_j - sum_i p_i dp_i) / sqrt(D). sums [Q,H,2]: of each query and head
 // the logarithm of the sum of exp(score), and sum_i p_i dp_i.
 template <int parts>
-__global__ void __launch_bounds__(tile* warp)
+__global__ void __launch_bounds__(tile* warp, 2)
     attention_backward_queries_kernel(Attention a, View dout, View dq, float* sums) {
   DYNAMIC_SHARED(float, memory);
   const int64_t D = a.heads.size, head = blockIdx.y, share = a.heads.heads / a.heads.kv_heads;
@@ -218,19 +216,18 @@ __global__ void __launch_bounds__(tile* warp)
 // dk_j = sum_i ds_ij q_i, dv_j = sum_i p_ij dout_i: the kv head's heads one after another, queries ascending.
 // Keys of the context, `context` rows, when they are asked for: into contributions [groups,context,2*G*D].
 template <int parts>
-__global__ void __launch_bounds__(tile* warp)
+__global__ void __launch_bounds__(tile* warp, 2)
     attention_backward_keys_kernel(Attention a, View dout, const float* sums, View dkv, int64_t context,
                                    View contributions) {
   DYNAMIC_SHARED(float, memory);
   const int64_t D = a.heads.size, share = a.heads.heads / a.heads.kv_heads, column = blockIdx.y * D;
-  const Place place =
-      place_of(blockIdx.x, a.count, [&](int64_t g) { return a.groups[g].row + g * context; });
+  const Place place = place_of(blockIdx.x, a.count, [&](int64_t g) { return a.groups[g].row + g * context; });
   const Group g = a.groups[place.group];
   if (place.first < 0 || place.first >= context + g.rows) return;
   const Shared s(memory, D);
   const int lane = lane_index();
-  const int64_t j = place.first + threadIdx.x / warp;      // of [context, if asked for][own rows]
-  const int64_t seen = j + g.context.rows - context;       // of [context][own rows]
+  const int64_t j = place.first + threadIdx.x / warp;  // of [context, if asked for][own rows]
+  const int64_t seen = j + g.context.rows - context;   // of [context][own rows]
   const bool real = j < context + g.rows;
   const auto first_query = [&](int64_t row) {  // that sees this row
     const int64_t i = row - (g.context.rows + g.rows - g.queries);
@@ -269,8 +266,9 @@ __global__ void __launch_bounds__(tile* warp)
       __syncwarp();
     }
   if (!real) return;
-  const View& to = j < context ? contributions : dkv;
-  const int64_t row = j < context ? place.group * context + j : g.row + j - context;
+  View to = dkv;
+  int64_t row = g.row + j - context;
+  if (j < context) to = contributions, row = place.group * context + j;
   dk.store_to(to, row, column, D);
   dv.store_to(to, row, column + a.kv.cols / 2, D);
 }
@@ -294,8 +292,10 @@ Attention make(Heads heads, int64_t layer, const Group* groups, int64_t n, View 
 template <class Kernel>
 Kernel sized(int64_t D, Kernel to64, Kernel to128, Kernel to256) {
   if (D > 256)
-    fail(Exit::machine, "the model has heads of %ld numbers, and the GPU's attention takes at most 256; give "
-                        "--device cpu", D);
+    fail(Exit::machine,
+         "the model has heads of %ld numbers, and the GPU's attention takes at most 256; give "
+         "--device cpu",
+         D);
   return D <= 64 ? to64 : D <= 128 ? to128 : to256;
 }
 

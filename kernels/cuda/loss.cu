@@ -38,8 +38,8 @@ Operand straight(const View& v) { return {static_cast<const float*>(v.data), v.s
 Operand transposed(const View& v) { return {static_cast<const float*>(v.data), 1, v.stride}; }
 
 void product(const Context& context, Operand a, Operand b, int64_t inner, double by, View c) {
-  launch(product_kernel, Grid{tiles_of(c.rows, side), tiles_of(c.cols, side)}, side * side, 0,
-         context.device, a, b, inner, static_cast<float>(by), c);
+  launch(product_kernel, Grid{tiles_of(c.rows, side), tiles_of(c.cols, side)}, side * side, 0, context.device,
+         a, b, inner, static_cast<float>(by), c);
 }
 
 // ---- contrastive loss

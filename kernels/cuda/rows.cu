@@ -1,5 +1,5 @@
-// Ops whose rows are independent work: gathers, sums, norms, rotary positions, SwiGLU, pooling, the optimiser.
-// An element is a thread's, or a row is a warp's; sums as view.h says.
+// Ops whose rows are independent work: gathers, sums, norms, rotary positions, SwiGLU, pooling, the
+// optimiser. An element is a thread's, or a row is a warp's; sums as view.h says.
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/view.h"
 
@@ -59,8 +59,7 @@ __global__ void __launch_bounds__(block_warps* warp)
       lane_sum(x.cols, [&](int64_t j) { return load(dy, row, j) * load(w, 0, j) * load(x, row, j); });
   const float scale = r * r * r * all / static_cast<float>(x.cols);
   for (int64_t j = lane_index(); j < x.cols; j += warp)
-    store(dx, row, j,
-          load(dx, row, j) + (r * load(w, 0, j) * load(dy, row, j) - scale * load(x, row, j)));
+    store(dx, row, j, load(dx, row, j) + (r * load(w, 0, j) * load(dy, row, j) - scale * load(x, row, j)));
 }
 
 // ---- 4  rotary positions; j counts pairs through all heads
@@ -202,8 +201,8 @@ void gather(const Context& c, View x, const int32_t* rows, View y) {
 }
 void gather_backward(const Context& c, View dy, const int32_t* rows, View dx) {
   if (dy.rows == 0) return;
-  launch(gather_backward_kernel, Grid{tiles_of(dy.cols, gather_threads), gather_classes}, gather_threads,
-         0, c.device, dy, rows, dx);
+  launch(gather_backward_kernel, Grid{tiles_of(dy.cols, gather_threads), gather_classes}, gather_threads, 0,
+         c.device, dy, rows, dx);
 }
 void add(const Context& c, View x, View y) { each_element(c, y.rows, y.cols, Add{x, y}); }
 void zero(const Context& c, View y) { each_element(c, y.rows, y.cols, Zero{y}); }

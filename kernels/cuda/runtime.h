@@ -2,18 +2,19 @@
 //
 // The graph (model/, train/step.cpp) is the CPU's, call for call. Where data lies is decided by two fields of
 // the context and two ops:
-//   arena   is the device's memory: weights, matrices, scratch, text cache. The host never reads or writes it.
-//   host    holds what only the host reads: texts, passes, groups and index arrays while they are made.
+//   arena   is the device's memory: weights, matrices, scratch, text cache. The host never reads or writes
+//   it. host    holds what only the host reads: texts, passes, groups and index arrays while they are made.
 //   bring   copies what the host made into the arena, once a pass: groups, positions, pairs, the prompt.
 //   fetch   waits and copies results back: loss, prompt, embeddings.
 // On the CPU both arenas are one and both ops do nothing. The embedding table stays on the host: embed()
 // decodes its rows there. All that goes to the device goes through the staging buffer: pinned, in two halves,
 // of which one is filled while the other is copied, so the host is never further ahead than 16 MiB, and what
 // was given to bring() may change as soon as it returns.
-// A rehearsal has no device: launch(), bring() and fetch() then do nothing but take the arena's memory, so the
-// plan of a GPU is made where there is none.
+// A rehearsal has no device: launch(), bring() and fetch() then do nothing but take the arena's memory, so
+// the plan of a GPU is made where there is none.
 //
-// Only these functions of CUDA's runtime are called (a test looks), with the same signatures in CUDA 12 and 13:
+// Only these functions of CUDA's runtime are called (a test looks), with the same signatures in CUDA 12 and
+// 13:
 //   cudaGetDeviceCount cudaDeviceGetAttribute cudaDriverGetVersion cudaSetDevice cudaMemGetInfo
 //   cudaMalloc cudaFree cudaHostAlloc cudaFreeHost cudaMemcpyAsync cudaMemcpy2DAsync
 //   cudaStreamCreateWithFlags cudaStreamDestroy cudaStreamSynchronize

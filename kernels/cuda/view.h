@@ -10,7 +10,6 @@ constexpr int warp = 32;
 constexpr unsigned all_lanes = 0xffffffffu;
 constexpr int block_warps = 8;  // of kernels whose item of work is a warp
 
-
 // Element `at` of an array of f32 or bf16.
 __device__ inline float element(const void* data, Type type, int64_t at) {
   if (type == Type::f32) return static_cast<const float*>(data)[at];
