@@ -36,7 +36,7 @@ enum class Type : uint8_t {
   q8_0,
   q4_k,
   q5_k,
-  q6_k,  // GGUF's blocks
+  q6_k,   // GGUF's blocks
   nf4,    // a view's data is an Nf4 (blocks.h)
   gptq2,  // so many bits; a view's data is a Gptq (blocks.h). The CPU's kernels do not know these
   gptq3,
@@ -62,7 +62,7 @@ struct Format {
 constexpr Format formats[] = {{"F32", 1, 4},      {"F16", 1, 2},      {"BF16", 1, 2},     {"Q4_0", 32, 18},
                               {"Q4_1", 32, 20},   {"Q5_0", 32, 22},   {"Q5_1", 32, 24},   {"Q8_0", 32, 34},
                               {"Q4_K", 256, 144}, {"Q5_K", 256, 176}, {"Q6_K", 256, 210}, {"", 2, 1},
-                              {"", 4, 1},         {"", 32, 12},       {"", 2, 1},       {"", 1, 8},
+                              {"", 4, 1},         {"", 32, 12},       {"", 2, 1},         {"", 1, 8},
                               {"", 1, 16}};
 constexpr const Format& format_of(Type type) { return formats[static_cast<int>(type)]; }
 // The type that a GGUF or a tensor file calls so; nothing for other names.
@@ -143,7 +143,7 @@ struct KernelPath;  // matmul.h
 // CPU that is the host's; on a GPU only `bring` and `fetch` reach it, and what `embed` reads stays on the
 // host. Ops that name scratch in the arena do so in a rehearsal too.
 struct Ops {
-  const char* path;  // name of the kernel path, recorded in every run
+  const char* path;               // name of the kernel path, recorded in every run
   const KernelPath* kernel_path;  // of the CPU
   Type activation, accumulator;
   bool apart;  // the arena is a GPU's memory
