@@ -129,13 +129,12 @@ __global__ void __launch_bounds__(threads, 1) tile_product(Product p) {
 }
 
 // ---- rung 3: tensor cores. While a step of 64 inner indices is multiplied from one pair of tiles, the next
-// pair is filled: x by asynchronous copies (f32 lands beside the tile, to be rounded), w by decoding what was
-// loaded a step before.
+// pair is filled: x by asynchronous copies (f32, which is to be rounded, by way of registers), w by decoding
+// what was loaded a step before.
 
 constexpr int rows = 128, columns = 128, inner_step = 64;  // of a block's tile
 constexpr int x_tile_size = rows * inner_step, w_tile_size = columns * inner_step;
 constexpr size_t tiles_bytes = 2 * (x_tile_size + w_tile_size) * sizeof(uint16_t);
-constexpr size_t landing_bytes = x_tile_size * sizeof(float);
 
 // Where chunk c (8 elements, 16 bytes) of a row stands in a tile with `chunks` a row. Of eight rows the same
 // chunk, and of a row eight chunks in turn, stand in different banks; so do the chunks 0, 4, 8, 12 of two
@@ -149,10 +148,10 @@ __device__ constexpr int place(int row, int c) {
 struct InputTile {
   Columns x;
   int first_row;
-  float* landing;     // of f32: [8][threads][4], 16 bytes a copy; a thread reads what it copied itself
-  bool direct, wide;  // bf16, f32 that can be copied 16 bytes at a time
+  bool direct, wide;  // bf16, f32 that can be read 16 bytes at a time
+  using Values = float[4][8];
 
-  __device__ InputTile(const Columns& from, int row, float* f32) : x(from), first_row(row), landing(f32) {
+  __device__ InputTile(const Columns& from, int row) : x(from), first_row(row) {
     const int bytes = x.v.type == Type::f32 ? 4 : 2;
     const bool aligned = !x.order && (reinterpret_cast<uintptr_t>(x.v.data) | (x.v.stride * bytes)) % 16 == 0;
     direct = aligned && bytes == 2, wide = aligned && bytes == 4;
@@ -164,16 +163,13 @@ struct InputTile {
   __device__ static uint16_t* chunk_of(int quarter, uint16_t* tile) {
     return tile + place<8>(row_of(quarter), chunk());
   }
-  __device__ float* landing_of(int copy) const {
-    return landing + (copy * threads + static_cast<int>(threadIdx.x)) * 4;
-  }
-  // Whether the quarter's chunk is all there and can be copied.
+  // Whether the quarter's chunk is all there and can be read at once.
   __device__ bool whole(int quarter, int k) const {
     return (direct || wide) && first_row + row_of(quarter) < x.v.rows && k + 8 * chunk() + 8 <= x.v.cols;
   }
 
-  // Begins to fill the tile with columns k .. k + 64 of x.
-  __device__ void load(int k, uint16_t* tile) const {
+  // Begins to fill the tile with columns k .. k + 64 of x; `values` are f32's on their way.
+  __device__ void load(int k, uint16_t* tile, Values& values) const {
     UNROLL
     for (int quarter = 0; quarter < 4; ++quarter) {
       const int row = first_row + row_of(quarter), col = k + 8 * chunk();
@@ -184,22 +180,26 @@ struct InputTile {
       } else if (direct) {
         copy_async16(chunk_of(quarter, tile), static_cast<const uint16_t*>(x.v.data) + at);
       } else {
-        const float* from = static_cast<const float*>(x.v.data) + at;
-        copy_async16(landing_of(2 * quarter), from), copy_async16(landing_of(2 * quarter + 1), from + 4);
+        UNROLL
+        for (int i = 0; i < 8; i += 4) {
+          const Words4 four = fetch<Words4>(static_cast<const float*>(x.v.data) + at + i);
+          float* to = values[quarter] + i;
+          to[0] = __uint_as_float(four.x), to[1] = __uint_as_float(four.y);
+          to[2] = __uint_as_float(four.z), to[3] = __uint_as_float(four.w);
+        }
       }
     }
     copy_async_commit();
   }
   // Ends it: the thread's copies are there, f32 is rounded.
-  __device__ void finish(int k, uint16_t* tile) const {
+  __device__ void finish(int k, uint16_t* tile, const Values& values) const {
     copy_async_wait<0>();
-    if (!wide) return;
     UNROLL
     for (int quarter = 0; quarter < 4; ++quarter) {
-      if (!whole(quarter, k)) continue;
-      const float *a = landing_of(2 * quarter), *b = landing_of(2 * quarter + 1);
-      put(chunk_of(quarter, tile),
-          Words4{pack_bf16(a[0], a[1]), pack_bf16(a[2], a[3]), pack_bf16(b[0], b[1]), pack_bf16(b[2], b[3])});
+      const float* v = values[quarter];
+      if (wide && whole(quarter, k))
+        put(chunk_of(quarter, tile), Words4{pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]),
+                                            pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])});
     }
   }
 };
@@ -258,22 +258,22 @@ template <class Format, bool forward>
 __global__ void __launch_bounds__(threads, 1) tensor_product(Product p) {
   DYNAMIC_SHARED(uint16_t, shared);
   __shared__ float table[Format::table_size];
-  static_assert(tiles_bytes + landing_bytes + sizeof table <= 99 * 1024);  // what sm_86 has
+  static_assert(tiles_bytes + sizeof table <= 99 * 1024);  // what sm_86 has
   const Format format(p.w, table);
   __syncthreads();
   const int first_row = static_cast<int>(blockIdx.x) * rows,
             first_col = static_cast<int>(blockIdx.y) * columns;
   uint16_t *x_tiles = shared, *w_tiles = shared + 2 * x_tile_size;
-  const InputTile x({p.x, forward ? format.order() : nullptr}, first_row,
-                    reinterpret_cast<float*>(w_tiles + 2 * w_tile_size));
+  const InputTile x({p.x, forward ? format.order() : nullptr}, first_row);
   const WeightTile<Format, forward> w{format, p.w, first_col};
 
-  x.load(0, x_tiles);
+  InputTile::Values values;
+  x.load(0, x_tiles, values);
   typename Format::Run run = w.load(0);
   UNROLL
   for (int quarter = 0; quarter < 4; ++quarter) w.store(quarter, run, w_tiles);
   run = w.load(inner_step);
-  x.finish(0, x_tiles);
+  x.finish(0, x_tiles, values);
   __syncthreads();
 
   Sums sums = {};
@@ -282,14 +282,14 @@ __global__ void __launch_bounds__(threads, 1) tensor_product(Product p) {
     const int next = k + inner_step;
     uint16_t *next_x = x_tiles + (stage ^ 1) * x_tile_size, *next_w = w_tiles + (stage ^ 1) * w_tile_size;
     const typename Format::Run later = w.load(next + inner_step);
-    x.load(next, next_x);
+    x.load(next, next_x, values);
     UNROLL
     for (int quarter = 0; quarter < 4; ++quarter) {
       multiply<forward>(quarter, x_tiles + stage * x_tile_size, w_tiles + stage * w_tile_size, sums);
       w.store(quarter, run, next_w);
     }
     run = later;
-    x.finish(next, next_x);
+    x.finish(next, next_x, values);
     __syncthreads();
   }
 
@@ -335,7 +335,7 @@ void run(Rung rung, const Product& p, Stream stream) {
                     stream, p);
     case Rung::tensor:
       return launch(tensor_product<Format, forward>, Grid{tiles_of(m, rows), tiles_of(n, columns)}, threads,
-                    tiles_bytes + (p.x.type == Type::f32 ? landing_bytes : 0), stream, p);
+                    tiles_bytes, stream, p);
   }
 }
 
