@@ -26,8 +26,8 @@ ifneq (,$(and $(WITH_CUDA),$(if $(NVCC),,1)))
 $(error CUDA=1: expected nvcc on the PATH or in /usr/local/cuda/bin, found none: install it, or give CUDA=0)
 endif
 CU := $(wildcard kernels/cuda/*.cu)
-# Code for these cards (80 86 89 90: all), and PTX for later ones. Without a choice: the card that is here, or sm_86.
-CUDA_ARCHS ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u | tr '\n' ' '),86)
+# Code for these cards (80 86 89 90: all), and PTX for later ones. Without a choice: the cards that are here, or sm_86.
+CUDA_ARCHS ?= $(or $(filter 80 86 87 89 90,$(sort $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d .))),86)
 ARCHS = $(if $(filter all,$(CUDA_ARCHS)),80 86 89 90,$(CUDA_ARCHS))
 NVCC_FLAGS = -std=c++20 -O3 -I. -Xcompiler -Wall,-Wextra $(if $(WERROR),-Werror all-warnings) \
   $(foreach a,$(ARCHS),-gencode arch=compute_$(a)$(,)code=sm_$(a)) \
@@ -105,7 +105,7 @@ $(EMULATED): $(BUILD)/emulated/%.o: %.cu $(BUILD)/flags
 $(BUILD)/cuda_compile/%.txt: %.cu $(wildcard kernels/cuda/*.h kernels/cuda/*.cuh kernels/*.h)
 	@mkdir -p $(@D)
 	@echo "  NVCC  $< for sm_80 86 89 90"
-	$(Q)$(NVCC) -ccbin $(CXX) $(NVCC_FLAGS) -Xptxas -v -c $< -o $(@:.txt=.o) >$@.tmp 2>&1 || { cat $@.tmp; exit 1; }
+	$(Q)$(NVCC) --threads 2 -ccbin $(CXX) $(NVCC_FLAGS) -Xptxas -v -c $< -o $(@:.txt=.o) >$@.tmp 2>&1 || { cat $@.tmp; exit 1; }
 	@mv $@.tmp $@
 
 $(BUILD)/faults.so $(BUILD)/heap_faults.so: $(BUILD)/%.so: tests/%.c $(BUILD)/flags

@@ -110,7 +110,7 @@ std::vector<Command> embed_commands() {
            .options = std::move(options),
            .prepare =
                [o] {
-                 if (!o->run.empty()) o->settings = read_config(o->run);
+                 if (!o->run.empty()) o->settings = read_config(o->run), o->settings.device = "cpu";
                },
            .run = [o](const std::vector<std::string>& texts) { return embed(*o, texts); }},
           {.name = "export",

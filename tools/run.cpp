@@ -34,6 +34,7 @@ namespace fs = std::filesystem;
 struct RunOptions {             // of predict and eval
   std::string run, out, bring;  // bring: vectors of the test queries by another model
   Settings settings;            // of what is brought: dataset and protocol
+  std::string device = "cpu";
   int64_t top = 5, threads = 0, memory = 0;
   bool json = false, hnsw = false, keep_own = false;
 };
@@ -54,7 +55,7 @@ std::string newest_run() {
 struct Run {
   const RunOptions& options;
   std::string folder = options.run.empty() ? newest_run() : options.run;
-  Settings settings = settings_of(folder, options.threads);
+  Settings settings = settings_of(folder, options);
   Task task{settings, open_job_data(settings)};
   Engine engine{settings, size_t(options.memory)};
   TensorFile prompt = read_tensors(folder + "/prompt.safetensors");
@@ -63,10 +64,9 @@ struct Run {
   std::vector<int32_t> texts;  // in the corpus
 
   explicit Run(const RunOptions& o) : options(o) { require_identity(prompt, engine, task, "model data"); }
-  static Settings settings_of(const std::string& folder, int64_t threads) {
+  static Settings settings_of(const std::string& folder, const RunOptions& o) {
     Settings s = read_config(folder);
-    s.threads = threads;
-    if (s.device != "cpu") s.device = "auto";  // where there is none, the CPU answers
+    s.threads = o.threads, s.device = o.device;  // of this machine
     return s;
   }
   void add(std::string_view title, std::string_view content) {
@@ -234,6 +234,7 @@ std::vector<Command> answer_commands() {
                    {"top", 'k', &o->top, "K", "labels a text", 1, 10000},
                    {"hnsw", 0, &o->hnsw, "", "search the approximate index instead of all labels"},
                    {"threads", 't', &o->threads, "N", "threads; 0: all", 0, 1024},
+                   {"device", 0, &o->device, "auto|cpu|gpu", "where the model runs"},
                    memory_option(o->memory),
                    {"json", 0, &o->json, "", "one JSON object a text"}},
        .run = [o](const std::vector<std::string>& texts) { return predict(*o, texts); }},
@@ -253,6 +254,7 @@ std::vector<Command> answer_commands() {
                    {"test-queries", 0, &o->settings.test_queries, "N", "with --bring: as in quest train"},
                    {"keep-own", 0, &o->keep_own, "", "do not drop a query's own label and filtered ones"},
                    {"threads", 't', &o->threads, "N", "threads; 0: all", 0, 1024},
+                   {"device", 0, &o->device, "auto|cpu|gpu", "where the model runs"},
                    memory_option(o->memory),
                    {"json", 0, &o->json, "", "print JSON"}},
        .run =
@@ -264,10 +266,9 @@ std::vector<Command> answer_commands() {
              const Settings& p = o->settings;
              const bool of_data = !p.data.empty() || p.min_positives || p.test_queries;
              if (labels.empty() ? of_data : of_run)
-               fail(
-                   Exit::usage,
-                   "quest eval: --run, --out, --hnsw, --keep-own and --memory belong to a run, --data, "
-                   "--min-positives and --test-queries to --bring; leave the others out");
+               fail(Exit::usage,
+                    "quest eval: --run, --out, --hnsw, --keep-own and --memory belong to a run, --data, "
+                    "--min-positives and --test-queries to --bring; leave the others out");
              return labels.empty() ? evaluate_run(*o) : evaluate_brought(*o, labels[0]);
            }},
       {.name = "info",

@@ -273,7 +273,8 @@ double measured_speed(Engine& engine, const Corpus& corpus) {
   int64_t n = 0, tokens = 0;
   double seconds = 0;
   const double counted = engine.flops;  // the probe is no work of a job
-  while (n < std::ssize(corpus.texts) && tokens < 1000) tokens += corpus.texts[n++].count;
+  while (n < std::min(std::ssize(corpus.texts), part_texts) && tokens < 1000)
+    tokens += corpus.texts[n++].count;
   for (int i = 0; i < 2; ++i) {
     std::vector<float> rows(n * engine.width());
     Scope scope(engine.context);

@@ -33,7 +33,7 @@ struct Rehearsed {
     Scope scope(e.context);
     const int64_t n = std::ssize(texts);
     e.prompt = bring(e.context, e.prompt, "prompt/rows");
-    const View rows = bring(e.context, row(n), "texts/embeddings");
+    const View rows = bring(e.context, row(std::max(n, part_texts)), "texts/embeddings");
     const Pass prefix = prefix_pass(e, forward_only);
     embed_pass(e, with_keys_values(e, texts.data(), n), n, prefix.own, forward_only, rows);
     return rehearsal.plan().peak;

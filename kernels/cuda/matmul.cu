@@ -283,6 +283,7 @@ __global__ void __launch_bounds__(threads, 1) tensor_product(Product p) {
     uint16_t *next_x = x_tiles + (stage ^ 1) * x_tile_size, *next_w = w_tiles + (stage ^ 1) * w_tile_size;
     const typename Format::Run later = w.load(next + inner_step);
     x.load(next, next_x, values);
+    __syncwarp();  // at an edge lanes went different ways
     UNROLL
     for (int quarter = 0; quarter < 4; ++quarter) {
       multiply<forward>(quarter, x_tiles + stage * x_tile_size, w_tiles + stage * w_tile_size, sums);

@@ -37,6 +37,8 @@ std::shared_ptr<Device> Device::open(bool required) {
   if (error == cudaErrorInsufficientDriver && driver > 0)
     return unusable(format("expected a driver for CUDA %d or later, found one for %d.%d; update it",
                            CUDART_VERSION / 1000, driver / 1000, driver % 1000 / 10));
+  if (error != cudaSuccess && error != cudaErrorNoDevice && driver > 0)
+    return unusable(format("expected a GPU and its driver at work, found: %s", cudaGetErrorString(error)));
   if (error != cudaSuccess || count == 0) {
     if (required) unusable("expected a GPU and its driver, found none; install the driver");
     return nullptr;
