@@ -195,6 +195,15 @@ TEST(CudaTrain, ThePlanIsWhatAStepTakes) {
     }
 }
 
+// README, "Where every byte is": what a GPU holds of LLaMA-7B's weights in NF4.
+TEST(CudaTrain, WeightsOfLlama7bByHand) {
+  size_t weights = 0;
+  for (const PlanEntry& e : brought_weights(cuda_ops(Type::bf16), *load_shape("llama-7b", true))) weights += e.bytes;
+  // 4 bits a weight, a byte for 64 of them, 4 bytes for 64 * 256 of them, and 1,152 bytes of tables
+  const auto nf4 = [](size_t n) { return n / 2 + n / 64 + n / 64 / 256 * 4 + 1152; };
+  EXPECT_EQ(weights, 32 * (4 * nf4(4096 * 4096) + 3 * nf4(4096 * 11008)) + 65 * 4096 * 4 + 2048 * 128 * 4);
+}
+
 // ---- quest train
 
 std::string field(const std::string& json, const std::string& name) {
