@@ -89,12 +89,12 @@ float join(float low, float high) {
 void pack_row(const Product& p, int64_t row, int64_t first, int64_t count, float* to) {
   if (row >= p.x.rows || count == 0) return void(std::fill_n(to, panel_inner, 0.0f));
   if (!p.pairs && !p.quads) return operand(p, p.x, row, first, count, to);
-  float values[panel_inner] = {};
+  float values[panel_inner];
+  std::fill(values + count, values + panel_inner, 0.0f);
   if (p.quads) {
     decode(p, p.x, row, first, count, values);
     return p.path->row->quads_row(values, to);
   }
-  values[count - 1 + count % 2] = 0;
   operand(p, p.x, row, first, count, values);
   for (int64_t k = 0; k < count; k += 2) to[k / 2] = join(values[k], values[k + 1]);
 }

@@ -14,8 +14,8 @@ struct RowKernels {
   void (*store_f32)(const float* x, int64_t n, bool add, void* y);   // y = (or +=) x
   void (*store_bf16)(const float* x, int64_t n, bool add, void* y);  // the same, rounded once
   void (*round)(float* x, int64_t n);                                // x = bf16(x)
-  void (*transpose)(const float* block, int64_t rows,
-                    float* to);  // [rows][64] -> [64][rows]; rows: a tile's columns
+  // [rows][64] -> [64][rows]; rows: a tile's columns
+  void (*transpose)(const float* block, int64_t rows, float* to);
   void (*rmsnorm)(const float* x, const float* w, float eps, int64_t n, float* y);
   void (*rmsnorm_backward)(const float* dy, const float* x, const float* w, float eps, int64_t n, float* dx);
   void (*turn)(const float* x, const float* turns, bool halves, int64_t size, float direction, int64_t n,
@@ -32,8 +32,8 @@ struct RowKernels {
   void (*attention_backward)(const float* dout, const float* q, const float* k, const float* v, int64_t D,
                              int64_t stride, int64_t first, int64_t count, float scale, float* p, float* dp,
                              float* dq, float* dk, float* dv);
-  // What a tile of quads reads: of a row x [panel_inner]; of the first `count` rows of a panel
-  // [panel_inner][columns], in place.
+  // What a tile of quads reads (below): of a row x [panel_inner]; of the first `count` rows of a panel
+  // [panel_inner][columns], in place, columns at most 64.
   void (*quads_row)(const float* x, float* to);
   void (*quads_panel)(float* panel, int64_t columns, int64_t count);
 };

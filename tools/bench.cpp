@@ -136,7 +136,9 @@ class Bench {
   }
   void run(const std::vector<std::string>& wanted) {
     for (const auto& [name, part] : parts())
-      if (wanted.empty() || std::ranges::count(wanted, name)) (this->*part)();
+      if ((wanted.empty() && !(engine.ops.int8 && name.starts_with("train"))) ||
+          std::ranges::count(wanted, name))
+        (this->*part)();
     if (results) json.end();
     if (o.json) printf("%s\n", json.end().end().text().c_str());
   }
@@ -198,7 +200,6 @@ class Bench {
   // Steps of --batch pairs of texts of exactly --length tokens; those of the suffix are in the text cache.
   template <Placement placement>
   void train() {
-    if (engine.ops.int8) fail(Exit::usage, "quest bench: --precision int8 is for encode and ops");
     const Scratch scope(*engine.arena);
     const Context& shared = engine.context;
     const int64_t B = o.s.batch, T = 2 * B, length = o.s.length;
@@ -394,12 +395,17 @@ std::vector<Command> bench_commands() {
                    "train-prefix --json\n",
        .options = std::move(options),
        .run = [o](const std::vector<std::string>& parts) {
-         for (const std::string& name : parts)
+         for (const std::string& name : parts) {
+           if (o->s.precision == "int8" && name.starts_with("train"))
+             fail(Exit::usage,
+                  "--precision int8 with %s: nothing is trained in 8 bits; leave one of them out",
+                  name.c_str());
            if (std::ranges::count(Bench::parts(), name, [](auto& part) { return part.first; }) == 0)
              fail(Exit::usage,
                   "quest bench: expected ceilings, ops, encode, train-prefix, train-suffix, sample, import "
                   "or search, found '%s'",
                   name.c_str());
+         }
          Bench(*o).run(parts);
          return 0;
        }}};

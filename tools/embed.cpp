@@ -22,10 +22,12 @@ struct EmbedOptions {
   bool label = false;
 };
 
+constexpr size_t compared = 64;  // texts
+
 // What int8 costs: the first texts again in bf16, all as unit vectors [n,d].
 void say_what_int8_costs(Engine& engine, const Encoder& encoder, const Corpus& corpus,
                          const std::vector<int32_t>& numbers, const std::vector<float>& e, View mean) {
-  const size_t n = std::min<size_t>(numbers.size(), 64), d = engine.width();
+  const size_t n = std::min(numbers.size(), compared), d = engine.width();
   const std::vector<int32_t> some(numbers.begin(), numbers.begin() + n);
   engine.ops.int8 = false;
   auto exact = engine.embed(encoder, corpus.texts, some, "bf16, to compare");
@@ -66,7 +68,7 @@ int embed(const EmbedOptions& o, const std::vector<std::string>& arguments) {
   std::vector<int32_t> numbers;
   for (const std::string& text : read_texts(arguments))
     numbers.push_back(corpus.add(*engine.tokenizer, s, text, "", o.label ? s.label_text : s.query_text));
-  reserve_for(engine, encoder, corpus.texts, (numbers.size() + 64) * engine.width() * 4);
+  reserve_for(engine, encoder, corpus.texts, (numbers.size() + compared) * engine.width() * 4);
   auto e = engine.embed(encoder, corpus.texts, numbers, "texts");
   engine.normalize(e, engine.view(prompt.mean));
   if (engine.ops.int8) say_what_int8_costs(engine, encoder, corpus, numbers, e, engine.view(prompt.mean));

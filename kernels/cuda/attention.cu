@@ -88,9 +88,19 @@ __device__ Place place_of(int64_t number, int64_t groups, F&& start) {
   }
   return {low, (number - start(low) / tile - low) * tile};
 }
-__device__ Place queries_of(const Attention& a) {
-  return place_of(blockIdx.x, a.count, [&](int64_t g) { return a.groups[g].query; });
-}
+// A block's query rows, of one group, one a warp.
+struct Queries {
+  Group g;
+  bool none;           // the block has nothing to do
+  int64_t i;           // the warp's query
+  int64_t count, end;  // rows that it sees (0: there is no such query), and that the block's last one sees
+  __device__ explicit Queries(const Attention& a) {
+    const Place place = place_of(blockIdx.x, a.count, [&](int64_t at) { return a.groups[at].query; });
+    g = a.groups[place.group], none = place.first < 0 || place.first >= g.queries;
+    i = place.first + threadIdx.x / warp, count = i < g.queries ? seen_by(g, i) : 0;
+    end = seen_by(g, least(place.first + tile, g.queries) - 1);
+  }
+};
 int64_t tiles_for(int64_t rows, int64_t groups) { return rows / tile + groups; }
 
 // Shared memory: chunks of keys and values (or of queries and gradients), the warps' own rows, a chunk's
@@ -137,13 +147,9 @@ template <int parts>
 __global__ void __launch_bounds__(tile* warp, 2) attention_kernel(Attention a, View out) {
   DYNAMIC_SHARED(float, memory);
   const int64_t D = a.heads.size, head = blockIdx.y, share = a.heads.heads / a.heads.kv_heads;
-  const Place place = queries_of(a);
-  const Group g = a.groups[place.group];
-  if (place.first < 0 || place.first >= g.queries) return;
+  const auto [g, none, i, count, end] = Queries(a);
+  if (none) return;
   const Shared s(memory, D);
-  const int64_t i = place.first + threadIdx.x / warp;
-  const int64_t count = i < g.queries ? seen_by(g, i) : 0;
-  const int64_t end = seen_by(g, least(place.first + tile, g.queries) - 1);  // of the block's last query
   if (count) stage(s.own, row_of(a.q, g.query + i, head * D), D);
   Softmax softmax;
   Columns<parts> sum;
@@ -171,14 +177,10 @@ __global__ void __launch_bounds__(tile* warp, 2)
     attention_backward_queries_kernel(Attention a, View dout, View dq, float* sums) {
   DYNAMIC_SHARED(float, memory);
   const int64_t D = a.heads.size, head = blockIdx.y, share = a.heads.heads / a.heads.kv_heads;
-  const Place place = queries_of(a);
-  const Group g = a.groups[place.group];
-  if (place.first < 0 || place.first >= g.queries) return;
+  const auto [g, none, i, count, end] = Queries(a);
+  if (none) return;
   const Shared s(memory, D);
   const int lane = lane_index();
-  const int64_t i = place.first + threadIdx.x / warp;
-  const int64_t count = i < g.queries ? seen_by(g, i) : 0;
-  const int64_t end = seen_by(g, least(place.first + tile, g.queries) - 1);
   if (count) {
     stage(s.own, row_of(a.q, g.query + i, head * D), D);
     stage(s.own2, row_of(dout, g.query + i, head * D), D);

@@ -304,25 +304,6 @@ __global__ void __launch_bounds__(threads, 1) tensor_product(Product p) {
             first_col + warp_column() + 8 * j + lane % 4 * 2 + e % 2, sums[i][j][e], p.add);
 }
 
-// ---- a weight as plain bf16, for a product by a library: a thread a run
-
-template <class Format>
-__global__ void __launch_bounds__(threads, 1) decode_weight(View w, int first_row, View to) {
-  __shared__ float table[Format::table_size];
-  const Format format(w, table);
-  __syncthreads();
-  const int64_t index = int64_t{blockIdx.x} * threads + threadIdx.x, runs = tiles_of(to.cols, 32);
-  const int row = static_cast<int>(index / runs), col = static_cast<int>(index % runs) * 32;
-  if (row >= to.rows) return;
-  const typename Format::Run run = format.load(first_row + row, col);
-  const int32_t* order = format.order();
-  uint16_t* out = static_cast<uint16_t*>(to.data) + row * to.stride;
-  UNROLL
-  for (int i = 0; i < 32; ++i)
-    if (const int at = col + i; at < to.cols)
-      out[order ? order[at] : at] = static_cast<uint16_t>(format.pair(run, i / 2) >> i % 2 * 16);
-}
-
 // ---- the choice of a kernel
 
 template <class Format, bool forward>
@@ -382,15 +363,6 @@ void cuda_matmul(Rung rung, View x, View w, View y, Into into, Stream stream) {
 
 void cuda_matmul_backward(Rung rung, View dy, View w, View dx, Into into, Stream stream) {
   matmul_kernels::multiply<false>(rung, {dy, w, dx, into == Into::add}, stream);
-}
-
-void cuda_decode(View w, int64_t first_row, View to, Stream stream) {
-  using namespace matmul_kernels;
-  if (to.rows == 0 || to.cols == 0) return;
-  with_format(w, [&]<class Format>() {
-    launch(decode_weight<Format>, Grid{tiles_of(to.rows * tiles_of(to.cols, 32), threads)}, threads, 0,
-           stream, w, static_cast<int>(first_row), to);
-  });
 }
 
 }  // namespace quest

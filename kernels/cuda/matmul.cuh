@@ -20,7 +20,4 @@ enum class Rung { plain, tile, tensor };
 void cuda_matmul(Rung, View x, View w, View y, Into, Stream);
 void cuda_matmul_backward(Rung, View dy, View w, View dx, Into, Stream);
 
-// to = rows first_row .. first_row + to.rows of w, as both products round them; bf16, columns as those of x.
-void cuda_decode(View w, int64_t first_row, View to, Stream);
-
 }  // namespace quest

@@ -1,7 +1,6 @@
 // Every rung, format and direction of the GPU's matmul, executed on the CPU at all schedules over awkward shapes.
 #define cuda_matmul matmul_of_this_file  // the program has another copy, for the op table
 #define cuda_matmul_backward matmul_backward_of_this_file
-#define cuda_decode decode_of_this_file
 #include "kernels/cuda/matmul.cu"
 
 #include <gtest/gtest.h>
@@ -98,20 +97,6 @@ TEST(CudaMatmul, TilesAreStoredWithoutBankConflicts) {
   for (int row = 0; row < 64; ++row)
     for (int c = 0; c < 16; ++c) all.insert(place<16>(row, c));
   EXPECT_TRUE(all.size() == 1024 && *all.begin() == 0 && *all.rbegin() == 1023 * 8);
-}
-
-TEST(CudaMatmul, DecodesWhatItMultipliesBy) {
-  for (const Kind& kind : kinds)
-    for (const Schedule s : emulator::schedules) {
-      emulator::machine().schedule = s;
-      const int64_t cols = kind.ragged ? 197 : 256;
-      PackedWeight packed(kind, {64, true, true}, 37, cols, 8);
-      Matrix want = packed.operand(), got(20, cols, Type::bf16);
-      cuda_decode(packed.view(), 15, got.view(), nullptr);
-      for (int64_t i = 0; i < 20; ++i)
-        for (int64_t j = 0; j < cols; ++j) ASSERT_EQ(got.at(i, j), want.at(15 + i, j)) << kind.name << i << " " << j;
-      EXPECT_TRUE(got.padding_intact()) << kind.name;
-    }
 }
 
 // Where the output stands among others, and how many there are, changes no bit of it.

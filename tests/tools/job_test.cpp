@@ -808,7 +808,7 @@ TEST_F(Job, BenchMeasuresEveryPart) {
   EXPECT_NE(spoken.out.find("matmul "), std::string::npos);
   EXPECT_EQ(quest(bench + Words{"ops", "--kernels", "portable", "--memory", "200MiB"}).status, 0);
   EXPECT_EQ(quest(bench + Words{"ops", "encode", "--precision", "int8"}).status, 0);
-  EXPECT_EQ(quest(bench + Words{"train-suffix", "--precision", "int8"}).status, 2);
+  expect_refusal(quest(bench + Words{"encode", "train-suffix", "--precision", "int8"}), 2, {"train-suffix", "8 bits"});
   std::string all_test = "text";  // of which no training row is left
   while (!goes_to_test(all_test)) all_test += "s";
   put_file(path("test.tsv"), all_test + "\tlabel\n");
