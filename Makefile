@@ -11,10 +11,10 @@ Q = $(if $(V),,@)
 # -- what is compiled, and how -----------------------------------------------------------------------------------------
 # No traps and no errno: without them loops with comparisons and square roots vectorise; no result changes.
 # No -Wrestrict: g++ 12 reports it for "text" + std::string (GCC bug 105651).
-FLAGS = -std=c++20 -I. -Wall -Wextra -Wshadow -Wno-restrict -ffp-contract=off -fno-math-errno -fno-trapping-math \
+FLAGS = -std=c++20 -I. $(DEPS_DIR:%=-isystem %/include) -Wall -Wextra -Wshadow -Wno-restrict -ffp-contract=off -fno-math-errno -fno-trapping-math \
   $(if $(WERROR),-Werror) $(CXXFLAGS) $(SAN_FLAGS)
 SAN_FLAGS = $(if $(SAN),-O1 -fno-omit-frame-pointer -fsanitize=address$(,)undefined -fno-sanitize-recover=all)
-LDLIBS = -lz -lsimdjson -lutf8proc -pthread $(CUDA_LIBS)
+LDLIBS = $(foreach d,$(DEPS_DIR),-L$(d)/lib -Wl$(,)-rpath$(,)$(d)/lib) -lz -lsimdjson -lutf8proc -pthread $(CUDA_LIBS)
 , := ,
 hash := \#
 
@@ -29,7 +29,7 @@ CU := $(wildcard kernels/cuda/*.cu)
 # Code for these cards (80 86 89 90: all), and PTX for later ones. Without a choice: the cards that are here, or sm_86.
 CUDA_ARCHS ?= $(or $(filter 80 86 87 89 90,$(sort $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d .))),86)
 ARCHS = $(if $(filter all,$(CUDA_ARCHS)),80 86 89 90,$(CUDA_ARCHS))
-NVCC_FLAGS = -std=c++20 -O3 -I. -Xcompiler -Wall,-Wextra $(if $(WERROR),-Werror all-warnings) \
+NVCC_FLAGS = -std=c++20 -O3 -I. $(DEPS_DIR:%=-isystem %/include) -Xcompiler -Wall,-Wextra $(if $(WERROR),-Werror all-warnings) \
   $(foreach a,$(ARCHS),-gencode arch=compute_$(a)$(,)code=sm_$(a)) \
   -gencode arch=compute_$(lastword $(ARCHS))$(,)code=compute_$(lastword $(ARCHS))
 ifneq (,$(WITH_CUDA))
@@ -43,11 +43,13 @@ EMULATED = $(CU:%.cu=$(BUILD)/emulated/%.o)
 
 SRC := $(filter-out tools/main.cpp,$(wildcard $(addsuffix /*.cpp,kernels/base kernels model sampling index train tools)))
 TEST_SRC := $(wildcard tests/*.cpp $(addprefix tests/,kernels/*.cpp model/*.cpp sampling/*.cpp index/*.cpp train/*.cpp) \
-  tests/cuda/*.cpp tests/tools/*_test.cpp tests/fuzz/*_test.cpp)
+  $(filter-out tests/cuda/hardware.cpp,$(wildcard tests/cuda/*.cpp)) tests/tools/*_test.cpp tests/fuzz/*_test.cpp)
 PROGRAMS := $(filter-out %_test,$(basename $(notdir $(wildcard tests/tools/*.cpp))))
 OBJ = $(SRC:%.cpp=$(BUILD)/%.o) $(CUDA_OBJ)
 TEST_OBJ = $(TEST_SRC:%.cpp=$(BUILD)/%.o)
-ALL_OBJ = $(OBJ) $(EMULATED) $(BUILD)/tools/main.o $(TEST_OBJ) $(PROGRAMS:%=$(BUILD)/tests/tools/%.o) $(BUILD)/tests/fuzz/fuzz.o
+GPU_TEST_SRC = tests/main.cpp $(addprefix tests/cuda/,hardware.cpp matmul_test.cpp ops_test.cpp train_test.cpp)
+GPU_TEST_OBJ = $(GPU_TEST_SRC:%.cpp=$(BUILD)/gpu/%.o)
+ALL_OBJ = $(OBJ) $(EMULATED) $(GPU_TEST_OBJ) $(BUILD)/tools/main.o $(TEST_OBJ) $(PROGRAMS:%=$(BUILD)/tests/tools/%.o) $(BUILD)/tests/fuzz/fuzz.o
 
 $(QUEST): $(OBJ) $(BUILD)/tools/main.o
 	@echo "  LINK  $@"
@@ -56,6 +58,15 @@ $(QUEST): $(OBJ) $(BUILD)/tools/main.o
 $(BUILD)/tests/all: $(filter-out $(BUILD)/kernels/cuda/% $(BUILD)/kernels/backend.o,$(OBJ)) $(EMULATED) $(TEST_OBJ)
 	@echo "  LINK  $@"
 	$(Q)$(CXX) $(FLAGS) $^ -o $@ $(LDLIBS) -lgtest
+
+# The tests of tests/cuda on a card that is there.
+$(BUILD)/tests/gpu: $(OBJ) $(GPU_TEST_OBJ)
+	@echo "  LINK  $@"
+	$(Q)$(CXX) $(FLAGS) $^ -o $@ $(LDLIBS) -lgtest
+$(GPU_TEST_OBJ): $(BUILD)/gpu/%.o: %.cpp $(BUILD)/flags
+	@mkdir -p $(@D)
+	@echo "  CXX   $< (for a card)"
+	$(Q)$(CXX) $(FLAGS) -I$(abspath $(dir $(NVCC))../include) $(TEST_FLAGS) -MMD -MP -c $< -o $@
 
 # Programs of the tests, each with a main() of its own; built when asked for.
 $(PROGRAMS:%=$(BUILD)/tools/%): $(BUILD)/tools/%: $(BUILD)/tests/tools/%.o $(filter $(BUILD)/kernels/%,$(OBJ))
@@ -82,8 +93,8 @@ $(BUILD)/%avx512.o: ISA = $(NO_JUMPS) $(AVX512)
 $(BUILD)/%avx512bf16.o: ISA = $(AVX512) -mavx512bf16
 $(BUILD)/%avx512vnni.o: ISA = $(AVX512) -mavx512vnni
 # Tests find the tree, and what was built, through these; -O1 halves their build.
-$(BUILD)/tests/%.o: ISA = -O1 -DSOURCE_ROOT='"$(CURDIR)"' -DBUILD_ROOT='"$(abspath $(BUILD))"' \
-  -DQUEST_BINARY='"$(abspath $(QUEST))"'
+TEST_FLAGS = -O1 -DSOURCE_ROOT='"$(CURDIR)"' -DBUILD_ROOT='"$(abspath $(BUILD))"' -DQUEST_BINARY='"$(abspath $(QUEST))"'
+$(BUILD)/tests/%.o: ISA = $(TEST_FLAGS)
 
 $(BUILD)/%.o: %.cpp $(BUILD)/flags
 	@mkdir -p $(@D)
@@ -124,13 +135,13 @@ FORCE:
 -include $(ALL_OBJ:.o=.d)
 
 # -- libraries: one preprocessor call says which headers are missing ---------------------------------------------------
-ifneq (,$(filter-out clean help size layers cuda-compile,$(or $(MAKECMDGOALS),all)))
+ifneq (,$(filter-out clean help size layers cuda-compile gpu-check,$(or $(MAKECMDGOALS),all)))
 HEADERS = zlib1g-dev:zlib.h libsimdjson-dev:simdjson.h libutf8proc-dev:utf8proc.h libhnswlib-dev:hnswlib/hnswlib.h \
-  $(if $(filter test tests mutants %/tests/all,$(MAKECMDGOALS)),libgtest-dev:gtest/gtest.h)
+  $(if $(filter test tests mutants %/tests/all %/tests/gpu,$(MAKECMDGOALS)),libgtest-dev:gtest/gtest.h)
 PROBE = \
   $(hash)if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12\ntoo-old\n$(hash)endif\n\
   $(foreach h,$(HEADERS),$(hash)if !__has_include(<$(lastword $(subst :, ,$(h)))>)\n$(firstword $(subst :, ,$(h)))\n$(hash)endif\n)
-NEEDED := $(shell command -v $(firstword $(CXX)) >/dev/null || echo g++; printf '$(PROBE)' | $(CXX) -E -P -x c++ - 2>/dev/null; true)
+NEEDED := $(shell command -v $(firstword $(CXX)) >/dev/null || echo g++; printf '$(PROBE)' | $(CXX) -E -P $(DEPS_DIR:%=-isystem %/include) -x c++ - 2>/dev/null; true)
 ifneq (,$(and $(filter g++,$(NEEDED)),$(filter-out g++,$(CXX))))
 $(error there is no compiler $(CXX) here: install it, or leave out CXX)
 endif
@@ -150,7 +161,7 @@ endif
 endif
 
 # -- what a person asks for --------------------------------------------------------------------------------------------
-.PHONY: FORCE libraries all test tests cuda-compile size layers mutants fuzz clean help
+.PHONY: FORCE libraries all test tests cuda-compile gpu-check size layers mutants fuzz clean help
 .DEFAULT_GOAL := all
 all: $(QUEST)
 	@$(if $(MAKECMDGOALS),,echo "$(QUEST) is ready; try: ./$(QUEST) help")
@@ -163,6 +174,10 @@ test: tests
 cuda-compile: ARCHS = 80 86 89 90
 cuda-compile: $(CU:%.cu=$(BUILD)/cuda_compile/%.txt)
 	@awk -f tests/cuda/resources.awk $^
+
+# What only a card can show, in stages; where nothing can be installed, with DEPS_DIR (tests/gpu-check.sh deps DIR).
+gpu-check:
+	@DEPS_DIR='$(DEPS_DIR)' sh tests/gpu-check.sh $(STAGE)
 
 size:
 	@sh tests/size.sh
@@ -187,6 +202,7 @@ help:
 	@echo "make test               build and run every test; TEST='Suite.*' chooses; ends: N passed, N failed, N skipped"
 	@echo "make SAN=1 test         the same under the address and undefined-behaviour sanitizers"
 	@echo "make cuda-compile       every CUDA kernel for sm_80, 86, 89, 90: registers, shared memory; a spill fails; needs no GPU"
+	@echo "make gpu-check          what only a GPU can show: tests on it, sanitizer, kernels, step, peers; STAGE='test step'"
 	@echo "make size               lines of code by folder, without tests, blank lines and comments"
 	@echo "make layers             check which folder includes which (part of make test)"
 	@echo "make mutants            break the arithmetic in every way that should make a test fail (hours);"
@@ -194,4 +210,5 @@ help:
 	@echo "make fuzz               break the parsers with libFuzzer (clang), FUZZ_TIME=60 seconds each; FUZZ=gguf one of them"
 	@echo "make clean              remove build/ and ./quest; run folders stay"
 	@echo "Variables: CXX=g++-12  CXXFLAGS='-O3 -g1'  WERROR=1 warnings are errors  V=1 whole commands  -j2 two jobs"
+	@echo "           DEPS_DIR=dir libraries and headers in dir/lib and dir/include"
 	@echo "           CUDA=0 without the GPU backend, CUDA=1 only with it  CUDA_ARCHS='86 90' or all: code for these cards"

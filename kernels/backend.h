@@ -19,6 +19,14 @@ size_t free_memory(const Device&);  // bytes
 std::unique_ptr<Arena> arena_on(Device&, size_t bytes);
 const char* describe(const Device&);
 
+// For quest bench: what a card could do at most. Each waits for its work.
+double multiply_adds(Device&, int64_t steps);           // on registers alone, by tensor cores; returns FLOP
+void read_memory(Device&, void* memory, size_t bytes);  // once; what it holds may change
+// The yardstick: y = x . w^T or, backward, x . w, of bf16 matrices, by cuBLAS; nullptr where there is none.
+struct Cublas;
+std::shared_ptr<Cublas> open_cublas(Device&);
+void dense_product(const Cublas&, View x, View w, View y, bool forward);
+
 constexpr size_t staging_bytes = 16 << 20;  // pinned memory of the host, through which all goes to a GPU
 
 }  // namespace quest

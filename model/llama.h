@@ -68,6 +68,10 @@ std::unique_ptr<Model> load_model(const std::string& path, bool nf4 = false);
 // model known by name ("llama-7b"). Throws Error(usage) for another name, Error(input) for a bad file.
 std::unique_ptr<Model> load_shape(const std::string& name_or_path, bool nf4);
 
+// The same with numbers: linear layers of any packed type, random but harmless ones. For measurements only.
+// Throws Error(usage) where rows do not consist of whole blocks.
+std::unique_ptr<Model> random_model(const std::string& name_or_path, Type type);
+
 std::vector<float> decoded(const View& weights);  // of any stored type
 
 }  // namespace quest

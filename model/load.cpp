@@ -10,6 +10,7 @@
 
 #include "kernels/base/hash.h"
 #include "kernels/base/json.h"
+#include "kernels/base/random.h"
 #include "kernels/tile.h"
 #include "model/gguf.h"
 #include "model/llama.h"
@@ -392,6 +393,46 @@ std::unique_ptr<Model> load_shape(const std::string& name, bool nf4) {
     w = {nullptr, rows == 1 ? Type::f32 : nf4 && layer >= 0 ? Type::nf4 : Type::bf16, rows, cols, cols};
     if (__builtin_mul_overflow(rows, cols, &rows) || rows > int64_t{1} << 48)
       config.refuse("the sizes", "a model that a machine can hold", format("a weight of %ld columns", cols));
+  });
+  return m;
+}
+
+std::unique_ptr<Model> random_model(const std::string& name, Type type) {
+  auto m = load_shape(name, type == Type::nf4);
+  fill_turns(*m, scaled_frequencies(Config(name, shape_text(name)), *m));
+  int64_t tensors = 0;
+  const auto bytes = [&](int64_t count, uint64_t mask, uint64_t set) {  // random, of 8 bytes so much
+    m->numbers.emplace_back((count + 7) / 8 * 2);
+    for (int64_t i = 0; i * 8 < count; ++i) {
+      const uint64_t word = (random_bits(1, tensors, i) & mask) | set;
+      memcpy(m->numbers.back().data() + 2 * i, &word, 8);
+    }
+    return m->numbers.back().data();
+  };
+  each_weight(*m, [&](View& w, int64_t layer, auto, auto, int64_t rows, int64_t cols) {
+    ++tensors;
+    if (w.type == Type::nf4) {
+      const int64_t blocks = (rows * cols + nf4_block - 1) / nf4_block;
+      m->quantized.emplace_back();
+      Nf4Matrix& q = m->quantized.back();
+      q.codes.resize((rows * cols + 1) / 2), q.scale_codes.resize(blocks, 128);
+      q.nested.resize((blocks + nf4_nested_block - 1) / nf4_nested_block, 0.01f), q.offset = 0.02f;
+      memcpy(q.codes.data(), bytes(q.codes.size(), ~0ull, 0), q.codes.size());
+      m->numbers.pop_back();
+      m->nf4.push_back(q.view());
+      w.data = &m->nf4.back();
+    } else if (rows == 1) {
+      m->numbers.emplace_back(cols, 1.0f);
+      w.data = m->numbers.back().data();
+    } else if (layer < 0) {  // bf16 of 0.008 to 0.12, of either sign
+      w.data = bytes(rows * cols * 2, 0x81ff81ff81ff81ff, 0x3c003c003c003c00);
+    } else {  // any two bytes are a positive f16 below 0.01
+      if (cols % format_of(type).elements)
+        fail(Exit::usage,
+             "%s: expected rows of whole blocks of %d for %s, found %ld columns; take another type",
+             name.c_str(), int(format_of(type).elements), format_of(type).name, cols);
+      w = {bytes(rows * row_bytes(type, cols), 0x1f1f1f1f1f1f1f1f, 0), type, rows, cols, cols};
+    }
   });
   return m;
 }

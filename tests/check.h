@@ -142,6 +142,7 @@ struct Bench {
     arena.poison();
   }
   Bench(const Bench&) = delete;
+  std::function<void()> poison = [this] { arena.poison(); };
 };
 
 // Gradient of f at m by complex step: Im f(x + ih) / h, exact to rounding.

@@ -26,12 +26,13 @@ namespace {
 
 struct BenchOptions {
   Settings s;
-  std::string source;  // of the dataset, for import
+  std::string source;                  // of the dataset, for import
+  std::string shape, weights = "NF4";  // of a model of random weights
   int64_t rounds = 5, texts = 256, memory = 0;
   bool json = false;
 };
 
-// A context that takes the time of every op.
+// A context that takes the time of every op; on a GPU wait() is for its end.
 struct Stopwatch : Context {
   static constexpr const char* names[] = {"matmul",     "matmul, backward",
                                           "attention",  "attention, backward",
@@ -51,13 +52,15 @@ struct Stopwatch : Context {
                                   &Ops::gather,     &Ops::pool};
   static constexpr size_t count = std::size(names);
 
-  explicit Stopwatch(const Context& c) : Context(c), real(*c.ops), timed(real) {
+  Stopwatch(const Context& c, std::function<void()> w)
+      : Context(c), real(*c.ops), wait(std::move(w)), timed(real) {
     Context::ops = &timed;
     replace(std::make_index_sequence<count>());
   }
   Stopwatch(Stopwatch&&) = delete;
 
   const Ops real;
+  const std::function<void()> wait;
   Ops timed;
   mutable double seconds[count] = {};
   // "matmul 81 %, attention 9 %, ...", of so many seconds
@@ -78,6 +81,7 @@ struct Stopwatch : Context {
     const auto& watch = static_cast<const Stopwatch&>(c);
     const double start = now_seconds();
     (watch.real.*std::get<i>(ops))(c, a...);
+    watch.wait();
     watch.seconds[i] += now_seconds() - start;
   }
   template <size_t i, class... A>
@@ -97,16 +101,22 @@ struct Done {
 
 class Bench {
  public:
-  explicit Bench(const BenchOptions& options) : o(options), data(open_job_data(o.s)), engine(o.s, o.memory) {
-    // Texts of the dataset, and a stream of their tokens that can be cut into texts of equal length.
+  explicit Bench(const BenchOptions& options)
+      : o(options), data(open_job_data(o.s)), engine(o.s, o.memory, model_of(o)) {
+    // Texts of the dataset, and a stream of their tokens that can be cut into texts of equal length. Without
+    // a tokeniser: of random tokens.
     Corpus corpus;
     const Texts& all = data.train.texts;
-    for (int64_t i = 0; i < all.size() && std::ssize(corpus.texts) < o.texts; ++i)
+    for (int64_t i = 0; engine.tokenizer && i < all.size() && std::ssize(corpus.texts) < o.texts; ++i)
       corpus.add(*engine.tokenizer, o.s, all.title(i), all.content(i), o.s.query_text);
-    if (corpus.texts.empty())
+    for (const Text& t : corpus.texts) texts.emplace_back(t.tokens, t.tokens + t.count);
+    for (int64_t i = 0; !engine.tokenizer && i < o.texts; ++i) {
+      texts.emplace_back(o.s.length);
+      for (int32_t& id : texts[i]) id = random_bits(1, i, &id - texts[i].data()) % engine.model->vocabulary;
+    }
+    if (texts.empty())
       fail(Exit::input, "%s: expected training queries to measure with, found none; give another --data",
            data.name.c_str());
-    for (const Text& t : corpus.texts) texts.emplace_back(t.tokens, t.tokens + t.count);
     for (size_t i = 0; std::ssize(stream) < 2 * o.s.batch * o.s.length; ++i)
       stream.insert(stream.end(), texts[i % texts.size()].begin(), texts[i % texts.size()].end());
     const int64_t vectors = (searched + queries) * engine.width() * 4;
@@ -117,6 +127,7 @@ class Bench {
     engine.ops.embed(engine.context, engine.model->embedding, ids.data(), prompt);
     json.object().field("model", engine.model->name).field("dataset", data.name);
     json.field("threads", engine.threads.count()).field("kernels", engine.ops.path);
+    if (engine.device) json.field("device", describe(*engine.device));
     json.field("precision", o.s.precision).field("rounds", o.rounds).key("results").array();
     say(format("%s; %s; %d threads, kernels %s, %s; medians of %ld rounds", engine.model->name.c_str(),
                data.name.c_str(), engine.threads.count(), engine.ops.path, o.s.precision.c_str(), o.rounds));
@@ -146,6 +157,7 @@ class Bench {
  private:
   // The most that registers and memory give.
   void ceilings() {
+    if (engine.device) return ceilings_of(*engine.device);
     const KernelPath& k = *engine.ops.kernel_path;
     measure("multiply-add, fp32", "GFLOP/s", 1e-9, [&] { return Done{multiply(k.peak, 2)}; });
     if (k.peak_pairs)
@@ -160,27 +172,61 @@ class Bench {
     measure("memory, read", "GB/s", 1e-9, [&] { return Done{read(memory, words)}; });
   }
 
-  // The linear layers, once each type and shape, on --rows rows.
+  void ceilings_of(Device& device) {
+    measure("multiply-add, bf16, tensor cores", "GFLOP/s", 1e-9,
+            [&] { return Done{multiply_adds(device, 20000)}; });
+    const size_t bytes = std::min<size_t>(1 << 30, engine.arena->room() / 2);
+    const Scratch scope(*engine.arena);
+    std::byte* memory = engine.arena->array<std::byte>(bytes, "bench/memory");
+    measure("memory, read", "GB/s", 1e-9, [&] {
+      read_memory(device, memory, bytes);
+      return Done{double(bytes)};
+    });
+  }
+
+  // The linear layers, once each type and shape, on --rows rows; on a GPU beside cuBLAS.
   void ops() {
     std::set<std::tuple<Type, int64_t, int64_t>> known;
+    const std::shared_ptr<Cublas> cublas = engine.device ? open_cublas(*engine.device) : nullptr;
     each_weight(*engine.model, [&](const View& w, int64_t layer, const char* name, auto, int64_t, int64_t) {
       if (layer < 0 || w.rows == 1 || !known.insert({w.type, w.rows, w.cols}).second) return;
       for (const bool forward : {true, false}) {
         if (engine.ops.int8 && !forward) continue;
         const Scratch scope(*engine.arena);
         const Context& c = engine.context;
-        const View x = (forward ? new_act : new_acc)(c, o.s.rows, forward ? w.cols : w.rows, "bench/x");
-        const View y = (forward ? new_act : new_acc)(c, o.s.rows, forward ? w.rows : w.cols, "bench/y");
-        std::memset(x.data, 0x3d, x.rows * row_bytes(x.type, x.cols));  // 0.046
+        const Type type = forward ? engine.ops.activation : engine.ops.accumulator;
+        const int64_t inner = forward ? w.cols : w.rows, outputs = forward ? w.rows : w.cols;
+        std::vector<uint32_t> numbers;
+        const View x = filled(numbers, type, o.s.rows, inner);
+        const View y = (forward ? new_act : new_acc)(c, o.s.rows, outputs, "bench/y");
         const double flop = 2.0 * o.s.rows * w.rows * w.cols;
+        const char* direction = forward ? "forward" : "dX";
         measure(format("%s, %s %ld x %ld, %s", name, w.type == Type::nf4 ? "NF4" : format_of(w.type).name,
-                       w.rows, w.cols, forward ? "forward" : "dX"),
+                       w.rows, w.cols, direction),
                 "GFLOP/s", 1e-9, [&] {
                   (forward ? engine.ops.matmul : engine.ops.matmul_backward)(c, x, w, y, Into::set);
                   return Done{flop, flop};
                 });
+        if (!cublas) continue;
+        std::vector<uint32_t> others, weights;
+        const View x16 = filled(others, Type::bf16, o.s.rows, inner),
+                   w16 = filled(weights, Type::bf16, w.rows, w.cols);
+        const View y16 = new_act(c, o.s.rows, outputs, "bench/y");
+        measure(format("cuBLAS, BF16 %ld x %ld, %s", w.rows, w.cols, direction), "GFLOP/s", 1e-9, [&] {
+          dense_product(*cublas, x16, w16, y16, forward);
+          return Done{flop, flop};
+        });
       }
     });
+  }
+  // A matrix of random numbers of 0.008 to 0.12, where the ops see it; numbers: the host's.
+  View filled(std::vector<uint32_t>& numbers, Type type, int64_t rows, int64_t cols) {
+    numbers.resize((rows * row_bytes(type, cols) + 3) / 4);
+    for (size_t i = 0; i < numbers.size(); ++i) {
+      const uint32_t bits = random_bits(1, 0, i);
+      numbers[i] = type == Type::bf16 ? (bits & 0x81ff81ff) | 0x3c003c00 : (bits & 0x81ffffff) | 0x3c000000;
+    }
+    return bring(engine.context, View{numbers.data(), type, rows, cols, cols}, "bench/matrix");
   }
 
   // Texts as they are, behind a shared prompt.
@@ -200,11 +246,11 @@ class Bench {
   // Steps of --batch pairs of texts of exactly --length tokens; those of the suffix are in the text cache.
   template <Placement placement>
   void train() {
-    const Scratch scope(*engine.arena);
     const Context& shared = engine.context;
+    const Scope scope(shared);
     const int64_t B = o.s.batch, T = 2 * B, length = o.s.length;
     const bool suffix = placement == Placement::suffix;
-    const BatchArrays a(*engine.arena, B, false);
+    const BatchArrays a(shared.bookkeeping(), B, false);
     for (int64_t t = 0; t < T; ++t) a.texts[t] = {stream.data() + t * length, int32_t(length), {}};
     for (int32_t i = 0; i < B; ++i) a.queries[i] = i, a.labels[i] = B + i, a.pairs[i] = {i, i};
     std::fill_n(a.hidden, B * B, uint8_t{0});
@@ -270,6 +316,11 @@ class Bench {
     });
   }
 
+  static std::unique_ptr<Model> model_of(const BenchOptions& o) {
+    if (o.shape.empty()) return nullptr;
+    return random_model(o.shape, o.weights == "NF4" ? Type::nf4 : *type_named(o.weights));
+  }
+
   Encoder encoder(const Context& c, Placement placement) {
     return {*engine.model, c, placement, Pooling::last, prompt, o.s.rows};
   }
@@ -277,11 +328,11 @@ class Bench {
   // All threads at once: so many FLOP of nothing but multiply-adds.
   double multiply(KernelPath::Tile peak, double flop_a_word) {
     const int64_t steps = 2000000, threads = engine.threads.count();  // some hundredths of a second
-    const Scratch scope(*engine.arena);
-    float* operands = engine.arena->array<float>(64, "bench/operands");
-    float* sums = engine.arena->array<float>(512 * threads, "bench/sums");
-    std::fill_n(operands, 64, 0.0f);
-    engine.threads.each(threads, [&](int64_t i, int) { peak(operands, operands, sums + 512 * i, steps); });
+    alignas(64) const float operands[64] = {};
+    engine.threads.each(threads, [&](int64_t, int) {
+      alignas(64) float sums[512];
+      peak(operands, operands, sums, steps);
+    });
     const KernelPath& k = *engine.ops.kernel_path;
     return flop_a_word * k.rows * k.columns * steps * threads;
   }
@@ -289,9 +340,10 @@ class Bench {
     const KernelPath& k = *engine.ops.kernel_path;
     const bool quads = k.peak_quads && engine.ops.int8;
     const bool pairs = k.peak_pairs && engine.ops.activation == Type::bf16;
-    const double start = now_seconds(), flop = quads   ? multiply(k.peak_quads, 8)
-                                               : pairs ? multiply(k.peak_pairs, 4)
-                                                       : multiply(k.peak, 2);
+    const double start = now_seconds(), flop = engine.device ? multiply_adds(*engine.device, 20000)
+                                               : quads       ? multiply(k.peak_quads, 8)
+                                               : pairs       ? multiply(k.peak_pairs, 4)
+                                                             : multiply(k.peak, 2);
     return flop / (now_seconds() - start);
   }
   // Bytes read, by all threads at once.
@@ -306,17 +358,26 @@ class Bench {
     return 8.0 * sums[0] * threads;  // words of 1
   }
 
-  // f(context) does `amount` of the unit, and counts its FLOP. The clock costs an op less than a microsecond.
+  void wait() {
+    std::vector<float> row(engine.width());
+    if (engine.device) fetch(engine.context, rows_of(prompt, 0, 1), engine.view(row));
+  }
+
+  // f(context) does `amount` of the unit, and counts its FLOP. The clock costs an op less than a microsecond;
+  // on a GPU, where it waits for every op, they are timed apart.
   void measure_steps(const std::string& name, const char* unit, double amount, const std::string& how,
                      auto&& f) {
-    const Stopwatch watch(engine.context);
+    const Stopwatch watch(engine.context, [this] { wait(); });
     double all = 0;
-    measure(name, unit, 1, [&] {
+    const auto timed = [&](const Context& c) {
       const double before = engine.flops, start = now_seconds();
-      f(watch);
+      f(c);
       all += now_seconds() - start;
       return Done{amount, engine.flops - before};
-    });
+    };
+    measure(name, unit, 1,
+            [&] { return timed(engine.device ? engine.context : static_cast<const Context&>(watch)); });
+    if (engine.device) all = 0, timed(watch);
     const std::string shares = watch.shares(all);
     say("    " + how + "\n    " + shares);
     json.field("how", how).field("ops", shares);
@@ -336,6 +397,7 @@ class Bench {
         const Done done = f();
         sum.amount += done.amount, sum.flop += done.flop;
       }
+      wait();
       const double seconds = now_seconds() - start;
       counts = sum.flop > 0;
       if (!std::exchange(warm, true) || seconds < 0.04) {
@@ -377,13 +439,15 @@ class Bench {
 std::vector<Command> bench_commands() {
   const auto o = std::make_shared<BenchOptions>();
   o->s.prompt_rows = 16, o->s.device = "cpu";
-  std::vector<Option> options =
-      job_options(o->s, "model quant data length prompt-rows batch kernels threads rows micro spacing");
+  std::vector<Option> options = job_options(
+      o->s, "model quant data length prompt-rows batch kernels device threads rows micro spacing");
   options.insert(
       options.begin(),
       {encoding_precision(o->s),
        {"rounds", 0, &o->rounds, "N", "rounds of each measurement", 1, 1000},
        {"texts", 0, &o->texts, "N", "texts to encode, the dataset's first", 1, 1000000},
+       {"shape", 0, &o->shape, "NAME", "a model of random weights, such as llama-7b, instead of --model"},
+       {"weights", 0, &o->weights, "NF4|Q4_0|Q4_1|Q8_0|Q4_K|Q6_K", "of --shape"},
        {"source", 0, &o->source, "PATH", "what to import; without it the default dataset's raw files"},
        memory_option(o->memory),
        {"json", 0, &o->json, "", "print JSON"}});

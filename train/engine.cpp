@@ -32,9 +32,10 @@ static std::string device_of(const Settings& s) {
   return "cpu";
 }
 
-Engine::Engine(const Settings& s, size_t bytes)
-    : model(load_model(s.model.empty() ? default_model_path() : s.model, s.quant == "nf4")),
-      tokenizer(new Tokenizer(read_vocabulary(model->path))),
+Engine::Engine(const Settings& s, size_t bytes, std::unique_ptr<Model> given)
+    : model(given ? std::move(given)
+                  : load_model(s.model.empty() ? default_model_path() : s.model, s.quant == "nf4")),
+      tokenizer(model->path.empty() ? nullptr : new Tokenizer(read_vocabulary(model->path))),
       threads(s.threads),
       device(open_device(device_of(s).c_str())),
       memory(bytes    ? bytes
@@ -46,7 +47,7 @@ Engine::Engine(const Settings& s, size_t bytes)
       host{&host_ops, &threads, nullptr},
       rows(s.rows) {
   ops = device ? *gpu_ops(s.activation()) : host_ops;
-  if (tokenizer->size() > model->vocabulary)
+  if (tokenizer && tokenizer->size() > model->vocabulary)
     fail(Exit::input,
          "%s: expected a tokeniser of at most %ld tokens, as many as the embedding has rows, found %ld; pass "
          "another model",
@@ -79,8 +80,8 @@ void Engine::reserve(size_t bytes) {
 }
 
 void Engine::require_fitting(const Settings& s) const {
-  std::vector<int32_t> start;
-  tokenizer->encode(s.init, start);
+  std::vector<int32_t> start(1);
+  if (tokenizer) start.clear(), tokenizer->encode(s.init, start);
   for (const std::string& pattern : {s.query_text, s.label_text})
     if (pattern.find("{title}") == pattern.npos && pattern.find("{content}") == pattern.npos)
       fail(Exit::usage, "--query-text, --label-text: expected {title} or {content} in it, found '%s'",

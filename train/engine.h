@@ -32,7 +32,8 @@ struct Taken {
 struct Engine {
   // Loads the model; throws Error. memory: bytes that the process may take; 0: 0.8 of what is available. On a
   // GPU: of its memory, 0.95 of what is free. All of that is asked for at once, and the weights are brought.
-  explicit Engine(const Settings&, size_t memory = 0);
+  // given: instead of the settings' model; without a path it has no tokeniser.
+  explicit Engine(const Settings&, size_t memory = 0, std::unique_ptr<Model> given = nullptr);
   void require_fitting(const Settings&) const;  // texts, prompt and lengths; throws Error(usage)
   Taken taken(size_t beside) const;             // when results take so many bytes of the host
   size_t room(size_t beside) const;             // bytes left of the memory, or 0

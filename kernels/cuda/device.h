@@ -19,6 +19,8 @@ struct Grid {
 };
 using Stream = cudaStream_t;
 
+#ifdef __CUDACC__  // tests that only launch are compiled by g++
+
 using Words4 = uint4;  // of 32 bits, aligned to 16 bytes
 
 // Bytes of global memory that nothing writes while the kernel runs, aligned to their size.
@@ -97,6 +99,8 @@ __device__ void copy_async_wait() {
 
 #define UNROLL _Pragma("unroll")    // every round of the loop that follows, one after another
 #define ROLLED _Pragma("unroll 1")  // none
+
+#endif
 
 // ---- the launch
 

@@ -16,6 +16,7 @@
 #pragma once
 #include <link.h>
 #include <setjmp.h>
+#include <sys/mman.h>
 #include <ucontext.h>
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
@@ -94,8 +95,9 @@ class Machine {
  public:
   Schedule schedule = Schedule::forward;
   uint64_t seed = 1;
-  int64_t blocks = 0, switches = 0, bank_conflicts = 0;  // executed so far; conflicts of ldmatrix
+  int64_t blocks = 0, switches = 0, products = 0, bank_conflicts = 0;  // so far; products: mma of a warp; conflicts of ldmatrix
   Index thread{}, block{}, block_size{}, grid{};
+  std::span<std::byte> host_only{};  // whole pages that a kernel that touches them dies of
 
   // printf-like. A fibre that fails never comes back: nothing that it holds is freed, so this takes no string.
   [[noreturn, gnu::format(printf, 2, 3)]] void fail(const char* format, ...) {
@@ -130,12 +132,22 @@ class Machine {
     for (int64_t i = 0; i < all; ++i) order[i] = schedule == Schedule::reverse ? all - 1 - i : i;
     if (schedule == Schedule::random)
       for (int64_t i = all - 1; i > 0; --i) std::swap(order[i], order[draw(i + 1)]);
+    const HostOnly locked(host_only);
     for (const int64_t i : order) {
       block = {static_cast<unsigned>(i % size.x), static_cast<unsigned>(i / size.x % size.y),
                static_cast<unsigned>(i / size.x / size.y)};
       run_block();
     }
   }
+
+  struct HostOnly {
+    std::span<std::byte> pages;
+    explicit HostOnly(std::span<std::byte> p) : pages(p) { protect(PROT_NONE); }
+    ~HostOnly() { protect(PROT_READ | PROT_WRITE); }
+    void protect(int how) const {
+      if (!pages.empty() && mprotect(pages.data(), pages.size(), how)) abort();
+    }
+  };
 
   void barrier(const Place& at) {
     if (arrived_ == 0) barrier_ = at;
@@ -474,6 +486,7 @@ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, emulator::Place
 inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                      emulator::Place at = emulator::Place::current()) {
   emulator::MmaLane mine{d, a, b};
+  emulator::machine().products += emulator::machine().thread.x % 32 == 0;
   emulator::machine().meet(~0u, "mma", at, &mine, emulator::multiply_fragments);
 }
 inline void copy_async16(void* shared, const void* global) { emulator::machine().copy(shared, global); }

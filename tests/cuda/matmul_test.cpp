@@ -1,7 +1,9 @@
 // Every rung, format and direction of the GPU's matmul, executed on the CPU at all schedules over awkward shapes.
+#ifdef QUEST_EMULATE
 #define cuda_matmul matmul_of_this_file  // the program has another copy, for the op table
 #define cuda_matmul_backward matmul_backward_of_this_file
 #include "kernels/cuda/matmul.cu"
+#endif
 
 #include <gtest/gtest.h>
 
@@ -79,6 +81,7 @@ TEST(CudaMatmul, EveryRungFormatDirectionAndSchedule) {
   EXPECT_EQ(conflicts(), conflicts_before) << "ldmatrix: rows of a tile share banks";
 }
 
+#ifdef QUEST_EMULATE
 // The chunks that eight neighbouring threads store at once stand in eight groups of banks.
 TEST(CudaMatmul, TilesAreStoredWithoutBankConflicts) {
   const auto distinct = [](auto&& place_of) {
@@ -98,6 +101,7 @@ TEST(CudaMatmul, TilesAreStoredWithoutBankConflicts) {
     for (int c = 0; c < 16; ++c) all.insert(place<16>(row, c));
   EXPECT_TRUE(all.size() == 1024 && *all.begin() == 0 && *all.rbegin() == 1023 * 8);
 }
+#endif
 
 // Where the output stands among others, and how many there are, changes no bit of it.
 TEST(CudaMatmul, BitsDependOnOneRowAlone) {
@@ -110,9 +114,11 @@ TEST(CudaMatmul, BitsDependOnOneRowAlone) {
       x.random(r);
       const auto op = forward ? cuda_matmul : cuda_matmul_backward;
       op(rung, x.view(), w.view(), y.view(), Into::set, nullptr);
+      wait_for_kernels();
       for (const int64_t row : {0, 15, 64, 127, 130}) {
         Matrix alone(1, outputs, Type::f32, 0);
         op(rung, rows_of(x.view(), row, 1), w.view(), alone.view(), Into::set, nullptr);
+        wait_for_kernels();
         EXPECT_EQ(memcmp(alone.view().data, row_pointer(y.view(), row), static_cast<size_t>(outputs) * 4), 0);
       }
     }
@@ -127,6 +133,7 @@ TEST(CudaMatmul, NaNStaysInItsRowAndColumnAndIsNeverLost) {
       x.random(r).set(9, 50, nan);
       w.random(r).set(forward ? 50 : 3, forward ? 3 : 50, nan);  // column 50 of B
       (forward ? cuda_matmul : cuda_matmul_backward)(rung, x.view(), w.view(), y.view(), Into::set, nullptr);
+      wait_for_kernels();
       for (int64_t i = 0; i < 11; ++i)
         for (int64_t j = 0; j < 51; ++j) EXPECT_EQ(std::isnan(y.at(i, j)), i == 9 || j == 50) << i << " " << j;
     }
@@ -140,6 +147,7 @@ TEST(CudaMatmul, SlicesOfAWiderMatrix) {
   x.random(r), wide.fill(7);
   cuda_matmul(Rung::tensor, x.view(), w.view(), alone.view(), Into::set, nullptr);
   cuda_matmul(Rung::tensor, x.view(), w.view(), columns_of(wide.view(), 40, 40), Into::set, nullptr);
+  wait_for_kernels();
   for (int64_t i = 0; i < 9; ++i)
     for (int64_t j = 0; j < 100; ++j) EXPECT_EQ(wide.at(i, j), j < 40 || j >= 80 ? 7 : alone.at(i, j - 40));
   EXPECT_TRUE(wide.padding_intact());
@@ -151,8 +159,10 @@ TEST(CudaMatmul, EmptyProductsAreZeroOrNothing) {
   for (const Rung rung : {Rung::plain, Rung::tile, Rung::tensor}) {
     y.fill(2);
     cuda_matmul(rung, x.view(), none.view(), y.view(), Into::add, nullptr);
+    wait_for_kernels();
     EXPECT_EQ(y.at(1, 2), 2);
     cuda_matmul(rung, x.view(), none.view(), y.view(), Into::set, nullptr);
+    wait_for_kernels();
     EXPECT_EQ(y.at(1, 2), 0);
     cuda_matmul(rung, rows_of(x.view(), 0, 0), none.view(), nothing.view(), Into::set, nullptr);
   }

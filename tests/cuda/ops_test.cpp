@@ -1,12 +1,14 @@
-// Every op of the CUDA backend but the matmuls, executed by the emulator at its three schedules: the CPU backend's
+// Every op of the CUDA backend but the matmuls, executed by the emulator at its three schedules (or three times by a card): the CPU backend's
 // tests over this table (tests/kernels/ops_tests.h), so against ref.h in double, with NaN and canaries beside every
 // matrix; and the same bits at every schedule. What was executed is printed.
 #include <map>
 
+#include "kernels/backend.h"
 #include "kernels/base/error.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/matmul.h"
 #include "tests/check.h"
+#include "tests/cuda/hardware.h"
 
 namespace quest {
 namespace {
@@ -31,12 +33,21 @@ struct At<schedule, op> {
     emulator::machine().schedule = schedule;
     ++executed()[reinterpret_cast<const void*>(real_ops().*op)][schedule];
     (real_ops().*op)(c, a...);
+    c.device->wait();
   }
 };
+// embed() copies, and only to the arena.
+void embed_there(const Context& c, View table, const int32_t* ids, View x) {
+  const Scratch scope(*c.arena);
+  const View there{c.arena->array<float>(x.rows * x.stride, "test/rows"), x.type, x.rows, x.cols, x.stride};
+  real_ops().embed(c, table, ids, there);
+  for (int64_t i = 0; i < x.rows; ++i)
+    c.device->receive(row_pointer(x, i), row_pointer(there, i), static_cast<size_t>(x.cols) * sizeof(float));
+}
 template <Schedule schedule, auto... op>
 Ops at(Type activation) {
   Ops o = real_ops();
-  o.activation = activation;
+  o.activation = activation, o.embed = embed_there;
   ((o.*op = At<schedule, op>::run), ...);
   return o;
 }
@@ -51,6 +62,7 @@ Ops all_at(Type activation) {
 
 struct Backends {
   std::shared_ptr<Device> device;
+  std::unique_ptr<Arena> arena;  // the device's, for scratch
   Bench one, two, seven, reference;
   explicit Backends(Type activation)
       : one(all_at<Schedule::forward>(activation), 1),
@@ -59,7 +71,14 @@ struct Backends {
         reference(ref::ref_ops<double>(), 1) {
     emulator::gpu() = {.present = true};
     device = Device::open(true);
-    for (Bench* b : {&one, &two, &seven}) b->context.device = device.get();
+    arena = arena_on(*device, 64 << 20);
+    for (Bench* b : {&one, &two, &seven}) {
+      b->context.device = device.get(), b->context.arena = arena.get();
+      b->poison = [a = arena.get()] {
+        const Scratch scope(*a);
+        fill_nan(a->allocate(1 << 20, {"test/poisoned", "bytes", 1 << 20, 1}), 1 << 20);
+      };
+    }
   }
   Type activation() const { return one.ops.activation; }
   static double in_a_row(double n) { return n + 1; }  // roundings of a dot product of n terms

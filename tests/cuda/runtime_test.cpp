@@ -78,6 +78,21 @@ TEST(CudaRuntime, WhatIsSentArrives) {
   EXPECT_EQ(ones, rows * row);
 }
 
+// The ceilings of quest bench do the work that they count.
+TEST(CudaRuntime, CeilingsDoWhatTheyCount) {
+  gpu() = {.present = true};
+  const auto device = Device::open(true);
+  const auto arena = arena_on(*device, 1 << 20);
+  int64_t& products = emulator::machine().products;
+  const int64_t before = products;
+  const double flop = multiply_adds(*device, 1);
+  EXPECT_EQ(flop, 2.0 * 16 * 8 * 16 * static_cast<double>(products - before));
+  EXPECT_GT(flop, 1e8);
+  void* memory = arena->allocate(1 << 16, {"test/memory", "bytes", 1 << 16, 1});
+  read_memory(*device, memory, 1 << 16);
+  EXPECT_EQ(device->launches, 2);
+}
+
 // runtime.h's list is all that kernels/cuda/ calls of CUDA's runtime.
 TEST(CudaRuntime, CallsAClosedListOfFunctions) {
   std::set<std::string> listed, called;

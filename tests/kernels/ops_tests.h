@@ -93,7 +93,7 @@ Matrices run(const RowOp& op, Bench& bench) {
     for (Matrix& m : *list) number_padding(m);
   op.call(bench.context, views(in, out, 0, out[0].rows()), 0);
   for (Matrix& m : out) expect_padding(m, op.name);
-  EXPECT_EQ(bench.arena.used(), 0u);
+  EXPECT_EQ(bench.context.arena->used(), 0u);
   return out;
 }
 
@@ -736,7 +736,7 @@ struct AttentionCase {
   Matrix forward(Bench& b, int64_t layer, int64_t group = -1) {
     Matrix out(Q, heads.heads * heads.size, type);
     const auto list = groups();
-    b.arena.poison();
+    b.poison();
     number_padding(out);
     for (size_t g = 0; g < list.size(); ++g)
       if (group == static_cast<int64_t>(g))
@@ -745,7 +745,7 @@ struct AttentionCase {
       b.ops.attention(b.context, heads, layer, list.data(), static_cast<int64_t>(list.size()), q.view(),
                       kv.view(), out.view());
     expect_padding(out, "attention");
-    EXPECT_EQ(b.arena.used(), 0u);
+    EXPECT_EQ(b.context.arena->used(), 0u);
     return out;
   }
   struct Gradients {
@@ -755,12 +755,12 @@ struct AttentionCase {
   Gradients backward(Bench& b, int64_t layer, int64_t first, int64_t count, Matrix& start) {
     Gradients d{Matrix(Q, q.cols(), acc()), Matrix(R, width, acc()), start};
     const auto list = groups();
-    b.arena.poison();
+    b.poison();
     for (Matrix* m : {&d.dq, &d.dkv, &d.dcontext}) number_padding(*m);
     b.ops.attention_backward(b.context, heads, layer, list.data() + first, count, dout.view(), q.view(),
                              kv.view(), d.dq.view(), d.dkv.view(), shared ? d.dcontext.view() : View{});
     for (Matrix* m : {&d.dq, &d.dkv, &d.dcontext}) expect_padding(*m, "attention_backward");
-    EXPECT_EQ(b.arena.used(), 0u);
+    EXPECT_EQ(b.context.arena->used(), 0u);
     return d;
   }
   Gradients backward(Bench& b, int64_t layer) {
