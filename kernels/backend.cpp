@@ -20,6 +20,7 @@ std::optional<Ops> gpu_ops(Type) { return {}; }
 size_t free_memory(const Device&) { return 0; }
 std::unique_ptr<Arena> arena_on(Device&, size_t) { return nullptr; }
 const char* describe(const Device&) { return ""; }
+const char* kernels_of(const Device&) { return ""; }
 double multiply_adds(Device&, int64_t) { return 0; }
 void read_memory(Device&, void*, size_t) {}
 std::shared_ptr<Cublas> open_cublas(Device&) { return nullptr; }

@@ -18,6 +18,7 @@ std::optional<Ops> gpu_ops(Type activation);  // nothing where the program was b
 size_t free_memory(const Device&);  // bytes
 std::unique_ptr<Arena> arena_on(Device&, size_t bytes);
 const char* describe(const Device&);
+const char* kernels_of(const Device&);  // on what bits may depend
 
 // For quest bench: what a card could do at most. Each waits for its work.
 double multiply_adds(Device&, int64_t steps);           // on registers alone, by tensor cores; returns FLOP

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/base/file.h"
+#include "kernels/base/json.h"
 
 namespace quest {
 
@@ -82,7 +83,7 @@ class Config {
  protected:
   Config() = default;
   void parse(std::string_view text) {
-    if (parser_.parse(text.data(), text.size(), true).get(root_) || !root_.is_object())
+    if (!is_json(parser_.parse(text.data(), text.size(), true), root_) || !root_.is_object())
       refuse("the file", "a JSON object", "something else");
   }
 

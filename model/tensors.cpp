@@ -137,7 +137,7 @@ TensorFile read_tensors(const std::string& path) {
     damaged(out.file, format("%zu bytes with a header of %lu", bytes.size(), length));
   simdjson::dom::parser parser;
   simdjson::dom::object header, strings;
-  if (parser.parse(bytes.data() + 8, length, true).get(header))
+  if (!is_json(parser.parse(bytes.data() + 8, length, true), header))
     damaged(out.file, "a header that is not a JSON object");
   const std::string_view data = bytes.substr(8 + length);
   for (const auto& [name, value] : header)

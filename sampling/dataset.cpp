@@ -3,6 +3,7 @@
 #include <simdjson.h>
 
 #include "kernels/base/error.h"
+#include "kernels/base/json.h"
 
 namespace quest {
 
@@ -72,7 +73,7 @@ Dataset open_dataset(const std::string& folder) {
          folder.c_str());
   simdjson::dom::parser parser;
   simdjson::dom::element meta;
-  if (parser.parse(read_file(path)).get(meta)) damaged(path, "not valid JSON");
+  if (!is_json(parser.parse(read_file(path)), meta)) damaged(path, "not valid JSON");
   const auto read = [&](const char* key, auto value) {
     if (meta[key].get(value)) damaged(path, format("the field \"%s\" is missing or of a wrong type", key));
     return value;

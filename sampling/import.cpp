@@ -226,7 +226,7 @@ void each_object(const std::string& path, Import& import, Side& bad_side, auto&&
   if (parser.allocate(usual_line)) fail(Exit::machine, "no memory for the JSON parser; close other programs");
   each_line(path, import, &bad_side, [&](const std::string& line, int64_t number) {
     dom::object object;
-    if (parser.parse(line).get(object)) throw BadLine{"not a valid JSON object"};
+    if (!is_json(parser.parse(line), object)) throw BadLine{"not a valid JSON object"};
     Row row;
     if (has(object, "content")) row.content = text_field(object, "content");
     read(object, number, row);

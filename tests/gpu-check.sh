@@ -26,7 +26,7 @@ build() {
 }
 
 # Every kernel, rung and format against ref.h, the graph's gradient against the CPU's, equal bits, quest train.
-test_stage() {
+run_tests() {
   start=$(seconds)
   timeout $limit build/tests/gpu >"$out/test.txt" 2>&1
   status=$?
@@ -52,22 +52,29 @@ sanitize() {
   ! grep -q 'check": [1-9]' "$out/sanitize.json"
 }
 
-# A run of quest bench: its table to the stage's, its JSON to the stage's list.
+# A run of quest bench on the card: a line of the table for each of its results, its JSON to the stage's list.
 bench() {
   name=$1 && shift
-  echo "quest bench --device gpu $*" >>"$out/$name.txt"
-  ./quest bench --device gpu --rounds 5 --json "$@" >"$out/part.json" 2>"$out/part.log" || { tail -1 "$out/part.log" >>"$out/$name.txt"; return 1; }
-  tr '{' '\n' <"$out/part.json" | sed -n 's/^"name": *"\([^"]*\)", *"unit": *"\([^"]*\)", *"median": *\([^,]*\), *"least": *\([^,]*\), *"most": *\([^,}]*\)\(.*of_ceiling": *\([0-9.]*\)\)\?.*/  \1: \3 \2 (\4 to \5) \7/p' >>"$out/$name.txt"
-  { printf ', '; cat "$out/part.json"; } >>"$out/$name.list"
+  echo "quest bench $*" >>"$out/$name.txt"
+  ./quest bench --device "${DEVICE:-gpu}" --rounds 5 --json "$@" >"$out/part.json" 2>"$out/part.log" || {
+    tail -1 "$out/part.log" >>"$out/$name.txt"
+    return 1
+  }
+  awk -F'": ' '{ value = $2; sub(/,$/, "", value); gsub(/"/, "", value); sub(/ *"/, "", $1) }
+    $1 == "name" { what = value; share = "" } $1 == "unit" { unit = value } $1 == "median" { median = value }
+    $1 == "least" { least = value } $1 == "most" { most = value } $1 == "how" { how = "  " value }
+    $1 == "of_ceiling" { share = sprintf("%3.0f %% of the ceiling", 100 * value) }
+    /^    }/ { printf "  %-40s %10.5g %s (%.5g to %.5g) %s%s\n", what, median, unit, least, most, share, how; how = "" }
+  ' "$out/part.json" >>"$out/$name.txt"
+  { printf ', ' && cat "$out/part.json"; } >>"$out/$name.list"
 }
 
 # Fused products at LLaMA-7B's shapes beside cuBLAS and the card's ceilings; every format at one size.
 kernels() {
   : >"$out/kernels.txt" >"$out/kernels.list"
-  timeout 100 ./quest bench --help >/dev/null || return 1
-  bench kernels ceilings ops --shape llama-7b --weights NF4 --rows 128
-  for rows in 512 2048 8192; do bench kernels ops --shape llama-7b --weights NF4 --rows $rows; done
-  for type in Q4_0 Q4_1 Q8_0 Q4_K Q6_K; do bench kernels ops --shape llama-7b --weights $type --rows 2048; done
+  bench kernels ceilings ops --shape llama-7b --weights NF4 --rows 128 || return 1
+  for rows in 512 2048 8192; do bench kernels ops --shape llama-7b --weights NF4 --rows $rows || return 1; done
+  for type in Q4_0 Q4_1 Q8_0 Q4_K Q6_K; do bench kernels ops --shape llama-7b --weights $type --rows 2048 || return 1; done
   (begin kernels && printf ', "runs": [null' && cat "$out/kernels.list" && echo ']}') >"$out/kernels.json"
   cat "$out/kernels.txt"
   command -v nvdisasm >/dev/null && sh tests/cuda/projection.sh
@@ -79,10 +86,10 @@ step() {
   : >"$out/step.txt" >"$out/step.list"
   for memory in 24GiB 6GiB; do
     for batch in 64 1024; do
-      bench step train-prefix --shape llama-7b --weights NF4 --length 64 --prompt-rows 16 --batch $batch --memory $memory
+      bench step train-prefix --shape llama-7b --weights NF4 --length 64 --prompt-rows 16 --batch $batch --memory $memory || return 1
     done
   done
-  bench step train-suffix --shape llama-7b --weights NF4 --length 64 --prompt-rows 16 --batch 64 --memory 24GiB
+  bench step train-suffix --shape llama-7b --weights NF4 --length 64 --prompt-rows 16 --batch 64 --memory 24GiB || return 1
   (begin step && printf ', "runs": [null' && cat "$out/step.list" && echo ']}') >"$out/step.json"
   cat "$out/step.txt"
 }
@@ -111,7 +118,7 @@ failed=
 for stage in ${*:-build test sanitize kernels step peers}; do
   echo "== $stage"
   case $stage in
-    test) test_stage ;;
+    test) run_tests ;;
     build | sanitize | kernels | step | peers) $stage ;;
     *) echo "gpu-check: expected build, test, sanitize, kernels, step or peers, found '$stage'" >&2; exit 2 ;;
   esac || failed="$failed $stage"

@@ -50,7 +50,7 @@ struct Summary : testing::EmptyTestEventListener {
 
 Summary* summary;
 
-// A test that crashes has failed, and is named. (Not in a child of a test: that one dies as it would.)
+// A test that crashes has failed, and is named; so has one that --gtest_break_on_failure stops. (Not in a child of a test: that one dies as it would.)
 void crashed(int signal) {
   if (summary->process == getpid()) {
     ++summary->failed;
@@ -72,7 +72,7 @@ int main(int argc, char** argv) {
   action.sa_handler = crashed;
   action.sa_flags = static_cast<int>(SA_RESETHAND | SA_NODEFER);
 #ifndef __SANITIZE_ADDRESS__  // the sanitizer's own report says more
-  for (const int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT}) sigaction(signal, &action, nullptr);
+  for (const int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP}) sigaction(signal, &action, nullptr);
 #endif
   const int status = RUN_ALL_TESTS();
   summary->close();

@@ -59,6 +59,13 @@ Engine::Engine(const Settings& s, size_t bytes, std::unique_ptr<Model> given)
   bookkeeping = std::make_unique<Arena>(available_memory() / 2);  // addresses: what is written is memory
   context.arena = arena.get(), context.host = bookkeeping.get(), context.device = device.get();
   bring_weights(context, *model);
+  ops.path = kernels_of(*device);
+  each_weight(*model, [&](const View& w, int64_t layer, auto, auto, int64_t, int64_t) {
+    const Type type = ops.activation;  // a product of no rows: only of formats that the GPU knows
+    if (layer >= 0 && w.rows > 1)
+      ops.matmul(context, {nullptr, type, 0, w.cols, w.cols}, w, {nullptr, type, 0, w.rows, w.rows},
+                 Into::set);
+  });
   fprintf(stderr, "device: %s; %s given, of which weights take %s\n", describe(*device),
           human_bytes(memory).c_str(), human_bytes(arena->used()).c_str());
 }

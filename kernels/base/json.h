@@ -5,12 +5,21 @@
 #include <cmath>
 #include <concepts>
 #include <cstdint>
+#include <new>
 #include <string>
 #include <string_view>
 
 #include "kernels/base/error.h"
 
 namespace quest {
+
+// Whether what simdjson parsed is a value, which it then is. Throws std::bad_alloc when there was no memory to
+// find out.
+bool is_json(auto&& parsed, auto& value) {
+  auto error = parsed.get(value);
+  if (error == decltype(error)::MEMALLOC) throw std::bad_alloc();
+  return !error;
+}
 
 class JsonWriter {
  public:

@@ -8,8 +8,11 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <system_error>
 #include <thread>
 #include <vector>
+
+#include "kernels/base/error.h"
 
 namespace quest {
 
@@ -27,9 +30,11 @@ class Threads {
             gate_.arrive_and_wait();
           }
         });
-    } catch (...) {  // those that did start end
+    } catch (const std::exception& error) {  // those that did start end
       (void)gate_.arrive(count_ - std::ssize(workers_));
-      throw;
+      if (!dynamic_cast<const std::system_error*>(&error)) throw;
+      fail(Exit::machine, "memory: cannot start %d threads: %s; close other programs, or take fewer", count_,
+           error.what());
     }
   }
   ~Threads() {

@@ -349,8 +349,9 @@ void with_format(const View& w, F&& f) {
 
 template <bool forward>
 void multiply(Rung rung, const Product& p, Stream stream) {
-  if (p.y.rows == 0 || p.y.cols == 0) return;
-  with_format(p.w, [&]<class Format>() { run<Format, forward>(rung, p, stream); });
+  with_format(p.w, [&]<class Format>() {
+    if (p.y.rows && p.y.cols) run<Format, forward>(rung, p, stream);
+  });
 }
 
 }  // namespace

@@ -25,6 +25,8 @@ void check(cudaError_t error, const char* what) {
        cudaGetErrorString(error), cudaGetErrorName(error));
 }
 
+static __global__ void nothing() {}
+
 std::shared_ptr<Device> Device::open(bool required) {
   const auto unusable = [&](const std::string& why) -> std::shared_ptr<Device> {
     if (required) fail(Exit::machine, "--device gpu: %s; or give --device cpu", why.c_str());
@@ -50,18 +52,30 @@ std::shared_ptr<Device> Device::open(bool required) {
   if (major < 8)
     return unusable(format("%s: expected compute capability 8.0 or later, found %d.%d; use a newer card",
                            d->name.c_str(), major, minor));
+  d->kernels = format("cuda sm_%d%d", major, minor);
+  try {
+    d->prepare();
+  } catch (const Error& why) {
+    if (required) throw;
+    return unusable(why.what());
+  }
+  return d;
+}
+
+void Device::prepare() {
   size_t free = 0, total = 0;
   void* pinned = nullptr;
   check(cudaSetDevice(0), "its context");
-  check(cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking), "its stream");
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "its stream");
   check(cudaHostAlloc(&pinned, staging_bytes, cudaHostAllocDefault), "the staging buffer");
-  d->staging_ = static_cast<std::byte*>(pinned);
-  for (cudaEvent_t& event : d->copied_)
+  staging_ = static_cast<std::byte*>(pinned);
+  for (cudaEvent_t& event : copied_)
     check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "an event");
+  launch(nothing, Grid{1}, 32, 0, stream);  // whether this program has code for it
+  wait();
   check(cudaMemGetInfo(&free, &total), "its memory's size");
-  d->free_bytes = free;
-  d->name += ", " + human_bytes(total - free) + " of its memory taken by the context and others";
-  return d;
+  free_bytes = free;
+  name += ", " + human_bytes(total - free) + " of its memory taken by the context and others";
 }
 
 Device::~Device() {  // nothing is checked: a lost device is one already
@@ -123,5 +137,6 @@ std::unique_ptr<Arena> arena_on(Device& device, size_t bytes) {
   return std::make_unique<Arena>(device.allocate(bytes), bytes);
 }
 const char* describe(const Device& device) { return device.name.c_str(); }
+const char* kernels_of(const Device& device) { return device.kernels.c_str(); }
 
 }  // namespace quest

@@ -59,6 +59,7 @@ class Device {
   void wait();
 
   std::string name;       // and what the context takes
+  std::string kernels;    // "cuda sm_86": what bits may depend on
   size_t free_bytes = 0;  // before anything was allocated
   int64_t launches = 0;   // so far
   Stream stream = nullptr;
@@ -67,6 +68,7 @@ class Device {
 
  private:
   Device() = default;
+  void prepare();                 // stream, staging, events; throws Error(machine)
   std::byte* take(size_t bytes);  // room in the staging buffer, at most half of it
   void copy(void* to, size_t stride, const void* from, size_t row_bytes, int64_t rows);
 

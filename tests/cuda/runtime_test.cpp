@@ -33,6 +33,8 @@ TEST(CudaRuntime, SaysWhyThereIsNoGpu) {
     gpu() = none;
     EXPECT_EQ(open_device("auto"), nullptr);
   }
+  gpu() = {.present = true, .fails = "cudaSetDevice"};  // somebody else has it for himself
+  EXPECT_EQ(open_device("auto"), nullptr);
   gpu() = {.present = true};
   EXPECT_EQ(open_device("cpu"), nullptr);
   EXPECT_NE(open_device("auto"), nullptr);

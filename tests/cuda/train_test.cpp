@@ -264,7 +264,7 @@ TEST(CudaTrain, QuestTrainFromEndToEnd) {
       const double loss = std::stod(field(gpu[i], "loss")), want = std::stod(field(cpu[i], "loss"));
       EXPECT_TRUE(std::abs(loss - want) <= 5e-2 * want) << gpu[i] << "\n" << cpu[i];
     }
-    EXPECT_EQ(field(read_file(job.here / "gpu/result.json"), "kernels"), "\"cuda\"");
+    EXPECT_TRUE(field(read_file(job.here / "gpu/result.json"), "kernels").starts_with("\"cuda sm_"));
   }
 }
 
@@ -276,8 +276,8 @@ TEST(CudaTrain, ALostDeviceDamagesNoCheckpoint) {
   job.settings.validate_every = 1;
   emulator::gpu() = {.present = true};
   job.train("whole", "gpu", 64 << 20);
-  // Waits for results: 2 of the probe, 2 of the text pass, 2 of a validation; 5 and 2 of the first step.
-  emulator::gpu() = {.present = true, .fails = "cudaStreamSynchronize", .fails_after = 2 + 2 + 2 + 7 + 3};
+  // Waits: one at the beginning; for results 2 of the probe, 2 of the text pass, 2 of a validation; 5 and 2 of the first step.
+  emulator::gpu() = {.present = true, .fails = "cudaStreamSynchronize", .fails_after = 1 + 2 + 2 + 2 + 7 + 3};
   const std::string said = sentence_of(Exit::machine, [&] { job.train("lost", "gpu", 64 << 20); });
   expect_contains(said, "--resume");
   EXPECT_TRUE(exists(job.here / "lost/checkpoint.safetensors")) << "the first step's";

@@ -572,6 +572,31 @@ TEST_F(Job, EachFailedAllocationEndsInASentence) {
   EXPECT_GT(refused, 60);
 }
 
+// The same of a program that only reads a model and texts: every third of its allocations.
+TEST_F(Job, EachFailedAllocationOfEmbedEndsInASentence) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the sanitizer has a heap of its own";
+#endif
+  const auto faulty = [&](int64_t at) {
+    return quest({"embed", "--model", tiny_model, "--length", "8", "--threads", "2", "--out", path("e.npy"), "red stone"},
+                 {"LD_PRELOAD=" BUILD_ROOT "/heap_faults.so", "HEAP_FAULT_AT=" + std::to_string(at),
+                  "HEAP_FAULT_COUNT=" + path("allocations")});
+  };
+  ASSERT_EQ(faulty(0).status, 0);
+  const std::string whole = read_file(path("e.npy"));
+  int64_t all = 0;
+  ASSERT_EQ(sscanf(read_file(path("allocations")).c_str(), "%ld", &all), 1);
+  EXPECT_GT(all, 2000);
+  for (int64_t at = 1; at <= all; at += 3) {
+    SCOPED_TRACE(format("allocation %ld of %ld", at, all));
+    const Outcome o = faulty(at);
+    if (o.status == 0)
+      EXPECT_EQ(read_file(path("e.npy")), whole);
+    else
+      expect_refusal(o, 4, {"memory"});
+  }
+}
+
 TEST_F(Job, FullStandardOutputIsAFailure) {
   const pid_t pid = fork();
   if (pid == 0) {

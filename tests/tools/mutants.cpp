@@ -414,7 +414,7 @@ class Tree {
 
   End run(double seconds) {
     // A mutant may well be a line too long for Tree.Size.
-    return wait(start({"build/tests/all", "--gtest_fail_fast", "--gtest_filter=*-Tree.*"}), seconds);
+    return wait(start({"build/tests/all", "--gtest_break_on_failure", "--gtest_filter=*-Tree.*"}), seconds);
   }
 
   // The unbroken program; text: of the only file that a mutant may have changed.
@@ -528,7 +528,7 @@ std::pair<Verdict, std::string> judge(const Mutant& m, const std::string& text, 
       if (!build(trap) || tree.hash() != unbroken.hash) return {Verdict::explained, "the same machine code"};
       continue;  // this program does not contain the function
     }
-    const End end = tree.run(std::max(60.0, 10 * unbroken.seconds));
+    const End end = tree.run(std::max(30.0, 4 * unbroken.seconds));
     if (end == End::late) return {Verdict::killed, "killed by the clock"};
     if (end == End::bad) return {Verdict::killed, "killed by " + tree.first_failure()};
   }
