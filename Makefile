@@ -20,14 +20,16 @@ hash := \#
 
 # -- CUDA: auto: where nvcc is found; the runtime is linked in, the driver looked for when a GPU is asked for -----------
 CUDA ?= auto
-NVCC := $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
+NVCC := $(realpath $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc)))
 WITH_CUDA := $(if $(filter auto,$(CUDA)),$(if $(NVCC),1),$(filter 1,$(CUDA)))
 ifneq (,$(and $(WITH_CUDA),$(if $(NVCC),,1)))
 $(error CUDA=1: expected nvcc on the PATH or in /usr/local/cuda/bin, found none: install it, or give CUDA=0)
 endif
 CU := $(wildcard kernels/cuda/*.cu)
 # Code for these cards (80 86 89 90: all), and PTX for later ones. Without a choice: the cards that are here, or sm_86.
-CUDA_ARCHS ?= $(or $(filter 80 86 87 89 90,$(sort $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d .))),86)
+ifeq ($(origin CUDA_ARCHS),undefined)
+CUDA_ARCHS := $(or $(filter 80 86 87 89 90,$(sort $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d .))),86)
+endif
 ARCHS = $(if $(filter all,$(CUDA_ARCHS)),80 86 89 90,$(CUDA_ARCHS))
 NVCC_FLAGS = -std=c++20 -O3 -I. $(DEPS_DIR:%=-isystem %/include) -Xcompiler -Wall,-Wextra $(if $(WERROR),-Werror all-warnings) \
   $(foreach a,$(ARCHS),-gencode arch=compute_$(a)$(,)code=sm_$(a)) \
@@ -61,6 +63,7 @@ $(BUILD)/tests/all: $(filter-out $(BUILD)/kernels/cuda/% $(BUILD)/kernels/backen
 
 # The tests of tests/cuda on a card that is there.
 $(BUILD)/tests/gpu: $(OBJ) $(GPU_TEST_OBJ)
+	@mkdir -p $(@D)
 	@echo "  LINK  $@"
 	$(Q)$(CXX) $(FLAGS) $^ -o $@ $(LDLIBS) -lgtest
 $(GPU_TEST_OBJ): $(BUILD)/gpu/%.o: %.cpp $(BUILD)/flags
@@ -177,7 +180,7 @@ cuda-compile: $(CU:%.cu=$(BUILD)/cuda_compile/%.txt)
 
 # What only a card can show, in stages; where nothing can be installed, with DEPS_DIR (tests/gpu-check.sh deps DIR).
 gpu-check:
-	@DEPS_DIR='$(DEPS_DIR)' sh tests/gpu-check.sh $(STAGE)
+	+@MAKEFLAGS= MAKELEVEL=0 DEPS_DIR='$(DEPS_DIR)' sh tests/gpu-check.sh $(STAGE)
 
 size:
 	@sh tests/size.sh

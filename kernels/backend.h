@@ -22,7 +22,7 @@ const char* kernels_of(const Device&);  // on what bits may depend
 
 // For quest bench: what a card could do at most. Each waits for its work.
 double multiply_adds(Device&, int64_t steps);           // on registers alone, by tensor cores; returns FLOP
-void read_memory(Device&, void* memory, size_t bytes);  // once; what it holds may change
+void read_memory(Device&, void* memory, size_t bytes);  // ten times; what it holds may change
 // The yardstick: y = x . w^T or, backward, x . w, of bf16 matrices, by cuBLAS; nullptr where there is none.
 struct Cublas;
 std::shared_ptr<Cublas> open_cublas(Device&);

@@ -3,7 +3,7 @@
 # 5000 and 6200, were missed (5708, 7463), and so were 7400 (8659) and, with the CUDA backend, 8800. This fails above a
 # ratchet, today's size, and when a line of code is longer
 # than 110 columns.
-goal=8800 ratchet=10884
+goal=8800 ratchet=10907
 here=$(cd "$(dirname "$0")" && pwd)
 cd "${1:-$here/..}" || exit
 export LC_ALL=C

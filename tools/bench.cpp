@@ -180,7 +180,7 @@ class Bench {
     std::byte* memory = engine.arena->array<std::byte>(bytes, "bench/memory");
     measure("memory, read", "GB/s", 1e-9, [&] {
       read_memory(device, memory, bytes);
-      return Done{double(bytes)};
+      return Done{10.0 * bytes};
     });
   }
 
@@ -188,6 +188,7 @@ class Bench {
   void ops() {
     std::set<std::tuple<Type, int64_t, int64_t>> known;
     const std::shared_ptr<Cublas> cublas = engine.device ? open_cublas(*engine.device) : nullptr;
+    if (engine.device && !cublas) fprintf(stderr, "bench: found no libcublas.so to compare with\n");
     each_weight(*engine.model, [&](const View& w, int64_t layer, const char* name, auto, int64_t, int64_t) {
       if (layer < 0 || w.rows == 1 || !known.insert({w.type, w.rows, w.cols}).second) return;
       for (const bool forward : {true, false}) {

@@ -56,6 +56,7 @@ struct Job {
   }
   const Settings& settings_;
   std::string folder_;
+  FileLock lock_;
   Task& task_;
   Engine& engine_;
   Phases phases_;
@@ -77,6 +78,7 @@ struct Job {
   void make_folder(const std::string& config) {  // what cannot run has failed by now, and leaves none
     make_folders(folder_);
     if (!exists(folder_ + "/config.json")) write_file(folder_ + "/config.json", config);
+    lock_ = {folder_ + "/config.json", "this run"};
   }
 
   // Tokens that the job will run through the model, forward and backward, after the text pass, about.

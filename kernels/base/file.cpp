@@ -1,6 +1,7 @@
 #include "kernels/base/file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -78,6 +79,15 @@ void make_folders(const std::string& path) {
   std::error_code why;
   if (!path.empty()) fs::create_directories(path, why);
   if (why) fail(Exit::machine, "%s: cannot make the folder: %s", path.c_str(), why.message().c_str());
+}
+
+FileLock::FileLock(const std::string& path, const char* what) {
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (file < 0) fail(Exit::machine, "%s: cannot be opened: %m; see to it that it can be read", path.c_str());
+  held_ = {new int(file), [](const int* f) { close(*f), delete f; }};
+  if (flock(file, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+    fail(Exit::machine, "%s: expected to be alone, found another process at work on %s; wait for its end",
+         path.c_str(), what);
 }
 
 OutFolder::OutFolder(const std::string& path) : path_(path) {

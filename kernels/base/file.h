@@ -61,6 +61,17 @@ bool is_folder(const std::string& path);
 void make_folders(const std::string& path);  // mkdir -p; throws Error(machine)
 void sync(const std::string& path);          // fsync of a file or a folder; throws Error(machine)
 
+// A file that one process holds at a time, for as long as this object lives. Throws Error(machine) when
+// another does; what: what that one is at work on.
+class FileLock {
+ public:
+  FileLock() = default;
+  FileLock(const std::string& path, const char* what);
+
+ private:
+  std::shared_ptr<const int> held_;  // closed, and with that free, behind the last copy
+};
+
 // Builds a folder beside its place (PATH.tmp) and moves it there by commit(); removed when not committed.
 // An existing PATH is refused (Error(usage)).
 class OutFolder {

@@ -16,13 +16,16 @@ constexpr int peak_sums = 8;                           // mma in flight a warp
 
 __global__ void __launch_bounds__(peak_threads) mma_peak(float* out, int64_t steps) {
   float sums[peak_sums][4] = {};
-  const uint32_t a[4] = {0x3c003c00, 0x3c003c00, 0x3c003c00, 0x3c003c00}, b[2] = {0x3c003c00, 0x3c003c00};
+  uint32_t a[4],
+      b[2];  // bf16 of 0.008 to 0.12, of either sign: a card is faster on numbers that are all the same
+  for (int i = 0; i < 6; ++i)
+    (i < 4 ? a[i] : b[i - 4]) = ((threadIdx.x * 6 + i + 1) * 0x9e3779b9u & 0x81ff81ff) | 0x3c003c00;
   for (int64_t s = 0; s < steps; ++s) UNROLL
   for (int i = 0; i < peak_sums; ++i) mma_bf16(sums[i], a, b);
   float sum = 0;
   UNROLL
   for (int i = 0; i < peak_sums; ++i) sum += sums[i][0] + sums[i][1] + sums[i][2] + sums[i][3];
-  if (sum < 0) *out = sum;  // never
+  if (sum == 0x1p100f) *out = sum;  // never
 }
 
 __global__ void __launch_bounds__(peak_threads) read_once(const Words4* from, int64_t count, uint32_t* out) {
@@ -44,8 +47,9 @@ double multiply_adds(Device& device, int64_t steps) {
 }
 
 void read_memory(Device& device, void* memory, size_t bytes) {
-  launch(read_once, Grid{4096}, peak_threads, 0, &device, static_cast<const Words4*>(memory),
-         int64_t(bytes / 16), static_cast<uint32_t*>(memory));
+  for (int times = 0; times < 10; ++times)
+    launch(read_once, Grid{4096}, peak_threads, 0, &device, static_cast<const Words4*>(memory),
+           int64_t(bytes / 16), static_cast<uint32_t*>(memory));
   device.wait();
 }
 

@@ -36,6 +36,7 @@ struct OnGpu {
     emulator::machine().schedule = emulator::Schedule::forward;
     device = Device::open(true);
     arena = arena_on(*device, bytes);
+    fill_nan(arena->array<std::byte>(0, "test/start"), bytes);
     context = {&ops, &threads, arena.get(), nullptr, nullptr, &host, device.get()};
     bring_weights(context, model);
   }

@@ -572,6 +572,19 @@ TEST_F(Job, EachFailedAllocationEndsInASentence) {
   EXPECT_GT(refused, 60);
 }
 
+// Two processes in one run folder would each overwrite what the other saves.
+TEST_F(Job, OneProcessARun) {
+  ASSERT_EQ(train("first", {"--steps", "2"}).status, 0);
+  fs::create_directories(path("runs/busy"));
+  fs::copy_file(in("first", "config.json"), in("busy", "config.json"));
+  {
+    const FileLock lock(in("busy", "config.json"), "this test");
+    expect_refusal(resume("busy"), 4, {"config.json", "another process at work on this run"});
+  }
+  EXPECT_EQ(resume("busy").status, 0);
+  expect_same("first", "busy");
+}
+
 // The same of a program that only reads a model and texts: every third of its allocations.
 TEST_F(Job, EachFailedAllocationOfEmbedEndsInASentence) {
 #ifdef __SANITIZE_ADDRESS__
